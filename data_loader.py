@@ -1,0 +1,243 @@
+"""Lists -> tensors: reading images, the identity sampler, the transforms, and the batches of an epoch."""
+
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import data_manager
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+log = logging.getLogger(__name__)
+
+
+class TrainingSet(NamedTuple):
+    """uint8 images (N, height, width, 3) and class labels (N,), 0..n_class-1, of both modalities."""
+
+    visible: np.ndarray
+    thermal: np.ndarray
+    visible_labels: np.ndarray
+    thermal_labels: np.ndarray
+
+    @property
+    def n_class(self) -> int:
+        return int(max(self.visible_labels.max(), self.thermal_labels.max())) + 1
+
+
+def sysu_arrays(root: str, modality: str) -> tuple[str, str]:
+    """Paths of the preprocessed training images and their labels; ``modality`` is "rgb" or "ir"."""
+    return tuple(os.path.join(root, f"train_{modality}_resized_{what}.npy") for what in ("img", "label"))
+
+
+def load_sysu(root: str) -> TrainingSet:
+    """The arrays of pre_process_sysu.py, the images memory-mapped.
+
+    Raises:
+        OSError: an array is missing, damaged, or does not fit the others.
+    """
+    visible, visible_labels = _load_arrays(root, "rgb")
+    thermal, thermal_labels = _load_arrays(root, "ir")
+    if visible.shape[1:] != thermal.shape[1:]:
+        raise OSError(
+            f"{root}: rgb images are {visible.shape[1:]} but ir images {thermal.shape[1:]}; {_preprocess(root)}"
+        )
+    labels = np.union1d(visible_labels, thermal_labels)
+    if not np.array_equal(labels, np.arange(len(labels))):
+        raise OSError(f"{root}: the labels of the training arrays are not 0..n-1; {_preprocess(root)}")
+    return TrainingSet(visible, thermal, visible_labels, thermal_labels)
+
+
+def load_regdb(root: str, trial: int, size: tuple[int, int], workers: int) -> TrainingSet:
+    """The training images of one trial of RegDB, read into memory at ``size`` (height, width)."""
+    splits = (data_manager.regdb_split(root, trial, modality, "train") for modality in ("visible", "thermal"))
+    splits = data_manager.paired(*splits, root)
+    images = (np.concatenate([*read_images(split.paths, size, 64, workers)]) for split in splits)
+    return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
+
+
+def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
+    """One image file as uint8 (height, width, 3), resized with Pillow's Lanczos filter (FIDELITY 3).
+
+    Raises:
+        OSError: the file is missing or is not a whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} not found, though it is listed: restore the image or correct the list"
+        ) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
+
+
+def read_images(paths: list[str], size: tuple[int, int], batch_size: int, workers: int) -> Iterator[np.ndarray]:
+    """uint8 batches (n, height, width, 3) in the order of ``paths``, read ahead by ``workers`` threads.
+
+    Threads are enough, since Pillow decodes and resizes outside Python's lock. Errors as for `read_image`.
+    """
+    chunks = iter([paths[i : i + batch_size] for i in range(0, len(paths), batch_size)])
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+
+        def submit(chunk: list[str]):
+            return [pool.submit(read_image, path, size) for path in chunk]
+
+        ahead = deque(submit(chunk) for chunk in itertools.islice(chunks, 2))
+        try:
+            while ahead:
+                batch = np.stack([image.result() for image in ahead.popleft()])
+                ahead.extend(submit(chunk) for chunk in itertools.islice(chunks, 1))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class ImageBatches:
+    """Test images as normalised batches (n, 3, height, width) on ``device``, in the order of ``paths``."""
+
+    def __init__(self, paths: list[str], size: tuple[int, int], batch_size: int, workers: int, device: torch.device):
+        self.paths, self.size, self.batch_size, self.workers, self.device = paths, size, batch_size, workers, device
+
+    def __len__(self) -> int:
+        return -(-len(self.paths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for images in read_images(self.paths, self.size, self.batch_size, self.workers):
+            yield to_input(torch.from_numpy(images).to(self.device), self.size)
+
+
+class IdentitySampler:
+    """Which images stand in which batch: persons at random, then images of each person in both modalities.
+
+    Row k of the visible half of a batch and row k of its thermal half show the same person, and a person's rows are
+    contiguous. A person with fewer than ``per_img`` images in a modality is drawn with repetition (FIDELITY 5).
+
+    Args:
+        visible_labels, thermal_labels: (N,) and (M,) class labels of all training images.
+        batch_size: images of each modality in a batch.
+        per_img: images of each person and modality in a batch; divides ``batch_size``.
+        seed: with the epoch's number it decides the whole plan.
+
+    Raises:
+        ValueError: ``per_img`` does not divide ``batch_size``, or too few persons have images in both modalities.
+    """
+
+    def __init__(
+        self, visible_labels: np.ndarray, thermal_labels: np.ndarray, batch_size: int, per_img: int, seed: int = 0
+    ):
+        if min(batch_size, per_img) < 1 or batch_size % per_img:
+            raise ValueError(f"--batch-size {batch_size} is not a multiple of --per_img {per_img}")
+        self.batch_size, self.per_img, self.seed = batch_size, per_img, seed
+        self.persons = np.intersect1d(visible_labels, thermal_labels)
+        if len(self.persons) < batch_size // per_img:
+            raise ValueError(
+                f"a batch needs {batch_size // per_img} persons (--batch-size {batch_size} / --per_img {per_img}), "
+                f"but only {len(self.persons)} have images in both modalities"
+            )
+        self.steps = max(len(visible_labels), len(thermal_labels)) // batch_size + 1
+        self.images_of = [
+            {p: np.flatnonzero(labels == p) for p in self.persons} for labels in (visible_labels, thermal_labels)
+        ]
+        short = [p for p in self.persons if any(len(images[p]) < per_img for images in self.images_of)]
+        if short:
+            log.warning("%d persons have fewer than %d images in a modality; theirs are repeated", len(short), per_img)
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices into the visible and the thermal images, both (steps, batch_size), steps = max(N, M) // batch_size + 1.
+
+        A pure function of the labels, the sizes, the seed and ``epoch``.
+        """
+        return self.draw(np.random.RandomState([self.seed, epoch]))
+
+    def draw(self, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+        """An epoch's indices, drawn from ``rng`` in the published order (FIDELITY 4)."""
+        plan = np.empty((2, self.steps, self.batch_size), dtype=np.int64)
+        for step in range(self.steps):
+            persons = rng.choice(self.persons, self.batch_size // self.per_img, replace=False)
+            for place, person in enumerate(persons):
+                rows = slice(place * self.per_img, (place + 1) * self.per_img)
+                for modality, images_of in enumerate(self.images_of):
+                    images = images_of[person]
+                    plan[modality, step, rows] = rng.choice(images, self.per_img, replace=len(images) < self.per_img)
+        return plan[0], plan[1]
+
+
+class TrainBatches:
+    """The training batches of any epoch, which the seed and the epoch's number decide.
+
+    Args:
+        size: (height, width) that images are scaled to, where they have another size.
+    """
+
+    def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple[int, int], device: torch.device):
+        self.data, self.sampler, self.size, self.device = data, sampler, size, device
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width) and (batch_size,)."""
+        visible, thermal = self.sampler.epoch(epoch)
+        flips = np.random.default_rng([self.sampler.seed, epoch]).random((2, *visible.shape)) < 0.5
+        for v, t, flip_v, flip_t in zip(visible, thermal, *flips, strict=True):
+            yield (
+                to_input(self._put(self.data.visible[v]), self.size, self._put(flip_v)),
+                to_input(self._put(self.data.thermal[t]), self.size, self._put(flip_t)),
+                self._put(self.data.visible_labels[v]),
+                self._put(self.data.thermal_labels[t]),
+            )
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) -> Tensor:
+    """uint8 (N, h, w, 3) -> normalised float (N, 3, height, width), scaled to ``size`` where it differs.
+
+    ``flip``: (N,) bool, which images to mirror. The values are those of torchvision's ToTensor and Normalize.
+    """
+    x = images.permute(0, 3, 1, 2).float()  # storage stays NHWC: channels_last without a copy
+    if x.shape[2:] != size:
+        x = F.interpolate(x, size, mode="bilinear", antialias=True).round()
+    if flip is not None:
+        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    mean, std = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x / 255 - mean) / std
+
+
+def _load_arrays(root: str, modality: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = []
+    for path, mmap_mode in zip(sysu_arrays(root, modality), ("r", None), strict=True):
+        try:
+            arrays.append(np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} not found: {_preprocess(root)}") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise OSError(f"{path} is not a whole array ({error}): {_preprocess(root)}") from None
+    images, labels = arrays
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or images.dtype != np.uint8
+        or labels.shape != images.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
+        raise OSError(
+            f"{root}: train_{modality}_resized_img.npy {images.shape} {images.dtype} and its labels {labels.shape} "
+            f"do not fit each other as (N, height, width, 3) uint8 and (N,); {_preprocess(root)}"
+        )
+    if not len(images):
+        raise OSError(f"{root}: train_{modality}_resized_img.npy holds no images; {_preprocess(root)}")
+    return images, labels.astype(np.int64)
+
+
+def _preprocess(root: str) -> str:
+    return f"run 'python pre_process_sysu.py --data_path {root}'"

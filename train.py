@@ -1,0 +1,319 @@
+"""Train the two-stream network with cross-entropy and the Hetero-Center loss.
+
+    python pre_process_sysu.py
+    python train.py --dataset sysu  --lr 0.008  --drop 0.0 --trial 1 --gpu 0 --epochs 60 --w_hc 0.6  --per_img 8
+    python train.py --dataset regdb --lr 0.0098 --drop 0.0 --trial 1 --gpu 0 --epochs 80 --w_hc 0.58 --per_img 8
+
+Every second epoch is tested. The checkpoints in --model_path are <run>_best.t (best rank-1 of the fc features),
+<run>_last.t and <run>_epoch_<n>.t; the log in --log_path is <run>.log.
+"""
+
+import argparse
+import logging
+import os
+import time
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data_loader
+import data_manager
+import utils
+from eval_metrics import Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
+from loss import HeteroCenterLoss, stripe_losses
+from model import EmbedNet, describe_weights, least_height, load_weights
+
+LOG_EVERY = 100  # steps
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    utils.add_shared_flags(parser)
+    utils.add_training_flags(parser)
+    parser.add_argument("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
+    parser.add_argument(
+        "--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)"
+    )
+    parser.add_argument("--test-only", action="store_true", help="score the --resume checkpoint and stop")
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    parser = build_parser()
+    args = parser.parse_args()
+    args.data_path = args.data_path or utils.DATA_PATHS[args.dataset]
+    for name, published in utils.PUBLISHED[args.dataset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, published)
+    if args.batch_size % args.per_img:
+        parser.error(f"--batch-size {args.batch_size} is not a multiple of --per_img {args.per_img}")
+    if args.img_h < least_height():
+        parser.error(f"--img_h {args.img_h} is too low for six stripes: give {least_height()} or more")
+    if args.test_only and not args.resume:
+        parser.error("--test-only scores a checkpoint: name it with --resume")
+    return args
+
+
+def learning_rate(epoch: int, base_lr: float) -> float:
+    """The rate of heads and classifiers: base_lr before epoch 30, a tenth before 60, then a hundredth."""
+    return base_lr * 0.1 ** min(epoch // 30, 2)
+
+
+def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or Adam, weight decay 5e-4 (``args.optim``, ``args.lr``).
+
+    Group 0 is the two ResNets at a tenth of the rate; a group each for the heads and classifiers follow.
+    """
+    resnets = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
+    groups = [{"params": resnets}, *({"params": module.parameters()} for module in net.heads + net.classifiers)]
+    if args.optim == "adam":
+        optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    set_learning_rate(optimizer, args.lr)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    resnets, *rest = optimizer.param_groups
+    resnets["lr"] = 0.1 * lr
+    for group in rest:
+        group["lr"] = lr
+
+
+def train_step(
+    net: EmbedNet, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...], hc_loss: HeteroCenterLoss, w_hc: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One update of the network.
+
+    Args:
+        batch: (visible, thermal, visible_labels, thermal_labels) as `data_loader.TrainBatches` yields them.
+
+    Returns:
+        Cross-entropy and Hetero-Center loss of each stripe, (stripes,) both, and the share of right classifications.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the network is left as it was before the step.
+    """
+    visible, thermal, visible_labels, thermal_labels = batch
+    logits, feats = net(visible, thermal)
+    ce, hc = stripe_losses(logits, feats, visible_labels, thermal_labels, hc_loss)
+    loss = (ce + w_hc * hc).sum()  # over the stripes
+    if not loss.isfinite():
+        raise FloatingPointError(f"CE {ce.mean():.4g}, HC {hc.mean():.4g}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    accuracy = (torch.stack(logits).argmax(2) == torch.cat([visible_labels, thermal_labels])).double().mean()
+    return ce.detach(), hc.detach(), accuracy
+
+
+def train_epoch(
+    net: EmbedNet,
+    optimizer: torch.optim.Optimizer,
+    batches: data_loader.TrainBatches,
+    epoch: int,
+    hc_loss: HeteroCenterLoss,
+    w_hc: float,
+) -> None:
+    """Run one epoch and log its means: the loss per stripe and its two parts, accuracy, images per second."""
+    net.train()
+    start, total = time.perf_counter(), torch.zeros(3, dtype=torch.float64)  # CE, HC, accuracy
+    lr = optimizer.param_groups[-1]["lr"]
+    steps = batches.sampler.steps
+    bar = tqdm(batches.epoch(epoch), f"epoch {epoch}", steps, disable=None, leave=False, dynamic_ncols=True)
+    for step, batch in enumerate(bar, 1):
+        try:
+            ce, hc, accuracy = train_step(net, optimizer, batch, hc_loss, w_hc)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"the loss is not finite at epoch {epoch}, step {step} ({error})") from None
+        total += torch.stack([ce.mean(), hc.mean(), accuracy]).cpu()
+        ce, hc, accuracy = (total / step).tolist()
+        bar.set_postfix_str(f"loss {ce + w_hc * hc:.3f} (CE {ce:.3f}, HC {hc:.3f}) accuracy {accuracy:.1%}")
+        if step % LOG_EVERY == 0 or step == steps:
+            speed = step * 2 * batches.sampler.batch_size / (time.perf_counter() - start)
+            log.info(
+                f"epoch {epoch:3d} step {step:4d}/{steps}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  HC {hc:.4f}  "
+                f"accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
+            )
+
+
+def test_splits(args: argparse.Namespace) -> tuple[data_manager.Split, data_manager.Split]:
+    """Query and gallery of the test that runs during training: one draw, single-shot (FIDELITY 23)."""
+    if args.dataset == "sysu":
+        return data_manager.sysu_query(args.data_path, args.mode), data_manager.sysu_gallery(args.data_path, args.mode)
+    visible, thermal = (data_manager.regdb_split(args.data_path, args.trial, m, "test") for m in ("visible", "thermal"))
+    return visible, thermal
+
+
+def evaluate(
+    net: EmbedNet,
+    query: data_manager.Split,
+    gallery: data_manager.Split,
+    args: argparse.Namespace,
+    device: torch.device,
+) -> dict[str, Scores]:
+    """Log and return the scores of the fc and the pool5 features."""
+    size = (args.img_h, args.img_w)
+    modalities = ("thermal", "visible") if args.dataset == "sysu" else ("visible", "thermal")
+    query_features, gallery_features = (
+        extract_features(
+            net, data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device), modality
+        )
+        for split, modality in zip((query, gallery), modalities, strict=True)
+    )
+    scores = {}
+    for name in ("fc", "pool5"):
+        distmat = cosine_distmat(query_features[name], gallery_features[name])
+        if args.dataset == "sysu":
+            scores[name] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
+        else:
+            scores[name] = eval_regdb(distmat, query.pids, gallery.pids)
+        cmc = scores[name].cmc
+        ranks = "  ".join(f"rank-{r} {cmc[r - 1]:.2%}" for r in (1, 5, 10, 20))
+        log.info(f"test {name:6s} {ranks}  mAP {scores[name].mAP:.2%}")
+    return scores
+
+
+def main() -> None:
+    args = parse_args()
+    run = run_name(args)
+    utils.start_log(os.path.join(args.log_path, f"{run}.log"))
+    utils.log_run(args)
+    device = utils.select_device(args.gpu)
+    utils.seed_everything(args.seed)
+
+    checkpoint = None
+    if args.resume:
+        path = utils.find_checkpoint(args.resume, args.model_path)
+        checkpoint = utils.load_checkpoint(path)
+        found = utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), args)
+
+    # Data
+    query, gallery = test_splits(args)
+    log.info(
+        "test: %d query and %d gallery images of %d persons", len(query.pids), len(gallery.pids), len(set(gallery.pids))
+    )
+    size = (args.img_h, args.img_w)
+    if args.test_only:
+        n_class = found["n_class"]
+    else:
+        if args.dataset == "sysu":
+            data = data_loader.load_sysu(args.data_path)
+        else:
+            data = data_loader.load_regdb(args.data_path, args.trial, size, args.workers)
+        n_class = data.n_class
+        log.info("train: %d persons, %d visible and %d thermal images", n_class, len(data.visible), len(data.thermal))
+        try:
+            sampler = data_loader.IdentitySampler(
+                data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed
+            )
+        except ValueError as error:
+            utils.fail(f"{args.data_path}: {error}")
+        batches = data_loader.TrainBatches(data, sampler, size, device)
+        utils.make_folder(args.model_path, "--model_path")
+
+    # Model
+    net = EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained="none" if checkpoint else args.pretrained)
+    net.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(net, args)
+    hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
+    first_epoch, best = 0, {"rank1": -1.0, "epoch": None}
+    if checkpoint:
+        if found["n_class"] != n_class:
+            utils.fail(f"{path} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
+        load_weights(net, checkpoint["net"], path)
+        log.info("resumed %s, which finished epoch %s", path, checkpoint.get("epoch"))
+        if args.test_only:
+            evaluate(net, query, gallery, args, device)
+            return
+        first_epoch, best = restore(checkpoint, optimizer, best)
+        if first_epoch > args.epochs:
+            utils.fail(f"{path} has finished epoch {first_epoch - 1}: give --epochs {first_epoch} or more to go on")
+
+    # Training
+    scores = None
+    files = {kind: os.path.join(args.model_path, f"{run}_{kind}.t") for kind in ("best", "last")}
+    for epoch in range(first_epoch, args.epochs + 1):
+        set_learning_rate(optimizer, learning_rate(epoch, args.lr))
+        try:
+            train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
+        except FloatingPointError as error:
+            kept = (
+                f"the last good checkpoint is {files['last']}"
+                if os.path.exists(files["last"])
+                else "none was saved yet"
+            )
+            utils.fail(f"{error}; {kept}; a lower --lr or --w_hc may help")
+        targets = [files["last"]]
+        if epoch > 0 and epoch % 2 == 0:
+            scores = evaluate(net, query, gallery, args, device)["fc"]
+            if scores.cmc[0] > best["rank1"]:
+                best = {"rank1": float(scores.cmc[0]), "epoch": epoch}
+                targets.append(files["best"])
+        if epoch > 10 and epoch % args.save_epoch == 0:
+            targets.append(os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
+        state = {
+            "net": net.state_dict(),
+            "epoch": epoch,
+            "cmc": scores.cmc.tolist() if scores else [],
+            "mAP": scores.mAP if scores else float("nan"),
+            "config": {**vars(args), "n_class": n_class},
+            "optimizer": optimizer.state_dict(),
+            "best": best,
+            "rng": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        }
+        for target in targets:
+            utils.save_checkpoint(target, state)
+    log.info("last epoch: %d, saved as %s", args.epochs, files["last"])
+    if best["epoch"] is not None:
+        log.info(
+            "best rank-1 in training: %.2f%% at epoch %d, saved as %s",
+            100 * best["rank1"],
+            best["epoch"],
+            files["best"],
+        )
+
+
+def restore(checkpoint: dict, optimizer: torch.optim.Optimizer, best: dict) -> tuple[int, dict]:
+    """Continue where the checkpoint stopped: its next epoch and its best score so far (FIDELITY 7)."""
+    if "optimizer" not in checkpoint:
+        log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
+        return int(checkpoint["epoch"]) + 1, best
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    torch.set_rng_state(checkpoint["rng"]["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    return checkpoint["epoch"] + 1, checkpoint["best"]
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """The stem of the run's files; flags that are not at their default are spelt out."""
+    name = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}"
+    if args.dataset == "regdb":
+        name += f"_trial{args.trial}"
+    parser = build_parser()
+    for flag in (
+        "optim",
+        "dist_type",
+        "thd",
+        "drop",
+        "low_dim",
+        "batch_size",
+        "per_img",
+        "img_h",
+        "img_w",
+        "mode",
+        "seed",
+    ):
+        value = getattr(args, flag)
+        if value != parser.get_default(flag):
+            name += f"_{flag.replace('_', '')}{value}"
+    return name
+
+
+if __name__ == "__main__":
+    utils.run(main)

@@ -1,0 +1,311 @@
+"""What every script shares: flags, device and seeds, logs, whole files, checkpoints."""
+
+import argparse
+import codecs
+import contextlib
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+import torch
+import torchvision
+from tqdm import tqdm
+
+DATA_PATHS = {"sysu": "data/SYSU-MM01", "regdb": "data/RegDB"}
+# The published training commands, which differ by dataset.
+PUBLISHED = {
+    "sysu": {"lr": 0.008, "epochs": 60, "w_hc": 0.6},
+    "regdb": {"lr": 0.0098, "epochs": 80, "w_hc": 0.58},
+}
+
+log = logging.getLogger(__name__)
+
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes ``--per_img`` and ``--per-img`` alike; a wrong flag is one line on stderr and exit status 2."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        flags = [(a.partition("=")[0].replace("_", "-") + "".join(a.partition("=")[1:])) for a in args]
+        args = [flag if flag.startswith("--") else a for flag, a in zip(flags, args, strict=True)]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
+
+
+def number(kind: type, least: float, below: float = float("inf"), above: bool = False) -> Callable:
+    """An argparse type: a finite int or float from ``least`` on (beyond it if ``above``), smaller than ``below``."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of type {kind.__name__}") from None
+        if not least <= value < below or (above and value == least):
+            limits = f"{'above' if above else 'at least'} {least}" + (
+                f" and below {below}" if below < float("inf") else ""
+            )
+            raise argparse.ArgumentTypeError(f"must be {limits}, not {text}")
+        return value
+
+    return parse
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
+    parser.add_argument("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)")
+    parser.add_argument("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)")
+    parser.add_argument("--workers", type=number(int, 0), default=4, help="threads that read images (%(default)s)")
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that train.py and test.py have in common."""
+    parser.add_argument("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)")
+    add_data_flags(parser)
+    parser.add_argument(
+        "--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)"
+    )
+    parser.add_argument(
+        "--low-dim", type=number(int, 1), default=512, help="dimensions of a stripe's feature (%(default)s)"
+    )
+    parser.add_argument(
+        "--drop", type=number(float, 0, 1), default=0.0, help="dropout before the classifiers (%(default)s)"
+    )
+    parser.add_argument(
+        "--pretrained",
+        default="imagenet",
+        help="start of both streams: imagenet, none (random) or a file (%(default)s)",
+    )
+    parser.add_argument("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path")
+    parser.add_argument("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
+    parser.add_argument("--log-path", default="log/", help="folder of the log files (%(default)s)")
+    parser.add_argument("--test-batch", type=number(int, 1), default=64, help="images per test batch (%(default)s)")
+    parser.add_argument("--gpu", default="0", help="number of the GPU (%(default)s)")
+    parser.add_argument("--seed", type=number(int, 0, 2**32), default=1, help="seed of everything random (%(default)s)")
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Flags that only training needs; test.py takes and ignores them, since published commands pass them."""
+    by_dataset = "(default: as published for the dataset)"
+    add = parser.add_argument
+    return [
+        add(
+            "--lr", type=number(float, 0, above=True), help=f"learning rate, a tenth of it for the ResNets {by_dataset}"
+        ),
+        add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)"),
+        add(
+            "--epochs",
+            type=number(int, 0),
+            help=f"number of the last epoch: N trains N + 1 epochs, 0 to N {by_dataset}",
+        ),
+        add("--batch-size", type=number(int, 1), default=32, help="images of each modality in a batch (%(default)s)"),
+        add(
+            "--per-img", type=number(int, 1), default=8, help="images of a person and modality in a batch (%(default)s)"
+        ),
+        add("--w-hc", type=number(float, 0), help=f"weight of the Hetero-Center loss {by_dataset}"),
+        add("--thd", type=number(float, 0), default=0.0, help="margin of the Hetero-Center loss (%(default)s)"),
+        add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)"),
+        add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch's checkpoint (%(default)s)"),
+        add("--method", default="id", help="a word for the names of the run's files (%(default)s)"),
+    ]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's ``main``; what is wrong on disk (``OSError``) becomes one line, not a traceback."""
+    try:
+        main()
+    except OSError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line on stderr and exit status 2."""
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+# ---- logs, device and seeds -----------------------------------------------------------------------------------------
+
+
+class _Console(logging.Handler):
+    """Prints around progress bars instead of through them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return ("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage()
+
+
+def start_log(path: str | None = None) -> None:
+    """Send log lines to the screen, and append them to the file ``path``."""
+    handlers = [_Console()]
+    if path:
+        make_folder(os.path.dirname(path), "--log_path")
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(_Formatter())
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+
+
+def log_run(args: argparse.Namespace) -> None:
+    """Write down what runs: the flags, the versions and, in a git checkout, the commit."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = git.stdout.strip() or "none"
+    except OSError:  # no git on this machine
+        commit = "unknown"
+    log.info("flags: %s", " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())))
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    log.info(
+        "versions: %s commit=%s", " ".join(f"{k}={v}" for k, v in {**versions, "numpy": np.__version__}.items()), commit
+    )
+
+
+def select_device(gpu: str) -> torch.device:
+    """The GPU that ``--gpu`` names, else what there is; says which and why (FIDELITY 10: one GPU for now)."""
+    wanted = gpu.split(",")[0].strip()
+    if not wanted.isdecimal():
+        fail(f"--gpu {gpu}: give the number of a GPU, like 0")
+    count = torch.cuda.device_count()
+    if count == 0:
+        log.info("device: cpu (no GPU is available)")
+        return torch.device("cpu")
+    index = int(wanted) if int(wanted) < count else 0
+    if index != int(wanted):
+        log.warning("there is no GPU %s; GPU 0 is used", wanted)
+    if count > 1:
+        log.info("%d GPUs are visible; a run uses one", count)
+    log.info("device: cuda:%d (%s)", index, torch.cuda.get_device_name(index))
+    return torch.device("cuda", index)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator, and ask for full fp32 and for the same result each time (FIDELITY 9)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def make_folder(path: str, flag: str) -> None:
+    """Create a folder for output, if need be, and make sure that it can be written before work is put into it."""
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+        with whole_file(os.path.join(path, ".writable")) as partial:
+            open(partial, "wb").close()
+        os.remove(os.path.join(path, ".writable"))
+    except OSError as error:
+        raise OSError(f"{flag} {path}: cannot be written ({error.strerror}); give another folder") from None
+
+
+@contextlib.contextmanager
+def whole_file(path: str):
+    """Yield a temporary name beside ``path`` to write to; the file gets its own name only when it is whole."""
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+
+
+def save_checkpoint(path: str, state: dict) -> None:
+    """Write a dict of plain types and tensors; ``path`` always holds a whole checkpoint or the one before."""
+    with whole_file(path) as partial:
+        torch.save(state, partial)
+
+
+def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
+    """Read a checkpoint of train.py or a published ``.t`` file without running code from it (FIDELITY 16).
+
+    Numpy values become plain ones: ``cmc`` is a list of float, ``mAP`` a float.
+
+    Raises:
+        OSError: the file is missing, cannot be read, or holds no network.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such checkpoint; --resume takes a file, or a file's name in --model_path")
+    try:
+        with torch.serialization.safe_globals(_PUBLISHED_TYPES):
+            state = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        reason = str(error).partition("\n")[0][:120]
+        raise OSError(f"{path} is not a checkpoint that can be loaded ({type(error).__name__}: {reason})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("net"), dict):
+        raise OSError(f"{path} is not a checkpoint of this method: it has no 'net' with the network's weights")
+    # torch.nn.DataParallel, with which some people ran the published code, puts "module." before each name.
+    state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
+    return {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in state.items()}
+
+
+def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace) -> dict:
+    """End the program if flags contradict what a checkpoint was trained with (FIDELITY 14, 24).
+
+    Args:
+        found: what `model.describe_weights` reads off the weights: arch, low_dim, n_class, has_drop.
+        args: flags; one that is None was not given and contradicts nothing.
+
+    Returns:
+        ``found`` and, where the checkpoint has a ``config``, its dataset, trial, drop, img_h and img_w.
+    """
+    config = checkpoint.get("config", {})
+    found = found | {name: config[name] for name in ("dataset", "trial", "drop", "img_h", "img_w") if name in config}
+    for name in ("dataset", "arch", "low_dim", *(["trial"] if args.dataset == "regdb" else [])):
+        given, trained = getattr(args, name), found.get(name)
+        if None not in (given, trained) and given != trained:
+            fail(f"{path} was trained with --{name} {trained}, not {given}: change the flag or the checkpoint")
+    if args.drop is not None and (args.drop > 0) != found["has_drop"]:
+        fail(
+            f"{path} was trained with{'' if found['has_drop'] else 'out'} dropout, which --drop {args.drop:g} contradicts"
+        )
+    return found
+
+
+def find_checkpoint(resume: str, model_path: str) -> str:
+    """``--resume`` is a name in ``--model_path`` as in the published commands, or a path of its own."""
+    inside = os.path.join(model_path, resume)
+    return inside if os.path.isfile(inside) or not os.path.isfile(resume) else resume
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for ``_codecs.encode``, with which Python 3 pickles bytes under the old protocol of ``.t`` files."""
+    if encoding != "latin1":
+        raise ValueError(f"unexpected encoding {encoding!r}")
+    return codecs.encode(text, encoding)
+
+
+# The numpy names in published checkpoints, whose cmc is an array and mAP a scalar, under numpy 1 and 2.
+_PUBLISHED_TYPES = [
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8")},
+    *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
+      for name in ("_reconstruct", "scalar") for core in ("core", "_core")),
+    (_latin1, "_codecs.encode"),
+]  # fmt: skip
