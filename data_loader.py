@@ -154,7 +154,7 @@ class IdentitySampler:
             log.warning("%d persons have fewer than %d images in a modality; theirs are repeated", len(short), per_img)
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices into the visible and the thermal images, both (steps, batch_size), steps = max(N, M) // batch_size + 1.
+        """Indices into the visible and the thermal images, (steps, batch_size); steps = max(N, M) // batch_size + 1.
 
         A pure function of the labels, the sizes, the seed and ``epoch``.
         """
@@ -184,7 +184,7 @@ class TrainBatches:
         self.data, self.sampler, self.size, self.device = data, sampler, size, device
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width) and (batch_size,)."""
+        """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width), (batch_size,)."""
         visible, thermal = self.sampler.epoch(epoch)
         flips = np.random.default_rng([self.sampler.seed, epoch]).random((2, *visible.shape)) < 0.5
         for v, t, flip_v, flip_t in zip(visible, thermal, *flips, strict=True):

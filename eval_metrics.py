@@ -33,7 +33,7 @@ def eval_sysu(
     """Scores under the protocol of SYSU-MM01.
 
     Camera 2 and camera 3 look at the same room, so queries of camera 3 do not see the gallery of camera 2. CMC ranks
-    persons (each at their first image), mAP and mINP rank images. Equal distances keep the gallery's order (FIDELITY 17).
+    persons (each at their first image), mAP and mINP rank images. Ties keep the gallery's order (FIDELITY 17).
 
     Args:
         distmat: (queries, gallery) finite distances.
@@ -119,7 +119,7 @@ def extract_features(net: nn.Module, batches: Iterable[Tensor], modality: str) -
         modality: "visible" or "thermal".
 
     Raises:
-        ValueError: a feature is not finite.
+        FloatingPointError: a feature is not finite.
     """
     was_training = net.training
     net.eval()
@@ -128,5 +128,7 @@ def extract_features(net: nn.Module, batches: Iterable[Tensor], modality: str) -
     features = {"pool5": torch.cat(pool5).numpy(), "fc": torch.cat(fc).numpy()}
     for name, values in features.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"the {name} features of the {modality} images are not finite")
+            raise FloatingPointError(
+                f"the {name} features of the {modality} images are not finite: the network is broken"
+            )
     return features

@@ -1,4 +1,4 @@
-"""The network: a ResNet per modality, six horizontal stripes, a head and a classifier per stripe (paper, section 3.2)."""
+"""The network: a ResNet per modality, six stripes, a head and a classifier per stripe (paper, section 3.2)."""
 
 import copy
 import os
@@ -160,7 +160,7 @@ def _stripes(x: Tensor, num_parts: int) -> list[Tensor]:
     height = x.shape[2]
     if height < num_parts:
         raise ValueError(
-            f"the image height leaves {height} feature rows for {num_parts} stripes; use {least_height(num_parts)} or more"
+            f"{height} feature rows are too few for {num_parts} stripes: images must be {least_height(num_parts)} high"
         )
     stride = height // num_parts
     band = height - (num_parts - 1) * stride

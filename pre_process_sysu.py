@@ -31,16 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
 def write_arrays(root: str, modality: str, split: data_manager.Split, size: tuple[int, int], workers: int) -> None:
     """Write one modality's images and labels; the old arrays stay until the new ones are whole."""
     image_file, label_file = data_loader.sysu_arrays(root, modality)
-    with utils.whole_file(image_file) as images_partial, utils.whole_file(label_file) as labels_partial:
-        shape = (len(split.paths), *size, 3)
-        images = np.lib.format.open_memmap(images_partial, mode="w+", dtype=np.uint8, shape=shape)
-        batches = data_loader.read_images(split.paths, size, BATCH, workers)
-        with tqdm(total=len(images), desc=modality, unit=" images", disable=None) as bar:
-            for start, batch in zip(range(0, len(images), BATCH), batches, strict=True):
-                images[start : start + BATCH] = batch
+    with utils.whole_file(image_file) as images, utils.whole_file(label_file) as labels:
+        bar = tqdm(total=len(split.paths), desc=modality, unit=" images", disable=None)
+        with open(images, "wb") as file, bar:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.paths), *size, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in data_loader.read_images(split.paths, size, BATCH, workers):
+                file.write(batch.tobytes())
                 bar.update(len(batch))
-        images.flush()
-        with open(labels_partial, "wb") as file:
+        with open(labels, "wb") as file:
             np.save(file, data_manager.relabel(split.pids))
 
 
@@ -48,6 +47,7 @@ def main() -> None:
     args = build_parser().parse_args()
     utils.start_log()
     splits = data_manager.sysu_train(args.data_path)
+    utils.make_folder(args.data_path, "--data_path")
     for modality, split in zip(("rgb", "ir"), splits, strict=True):
         write_arrays(args.data_path, modality, split, (args.img_h, args.img_w), args.workers)
         persons = len(np.unique(split.pids))

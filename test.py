@@ -4,9 +4,9 @@
     python test.py --dataset regdb --resume NAME --trial 1 --model_path DIR
     python test.py --dataset regdb --resume 'regdb_..._trial{trial}_best.t' --trial all --search both --model_path DIR
 
-Each distinct image is embedded once, whatever the number of trials and protocols. The network's shape and the image size
-are read from the checkpoint. The table is printed, the scores of every trial are in --log_path: test_<name>.log, and
-test_<name>.json with everything. The last row of a table is chance: a random ranking of the same lists.
+Each distinct image is embedded once, whatever the number of trials and protocols. The network's shape and the image
+size are read from the checkpoint. The table is printed; --log_path gets test_<name>.log, and test_<name>.json with the
+scores of every trial. The rows "chance" are random rankings of the same lists.
 """
 
 import argparse
@@ -71,11 +71,12 @@ def trial_number(text: str) -> int | str:
     return text if text == "all" else utils.number(int, 1, 11)(text)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the names of those that were given without having an effect here."""
     parser, unused = build_parser()
     args = parser.parse_args()
     args.data_path = args.data_path or utils.DATA_PATHS[args.dataset]
-    args.ignored = [flag.dest for flag in unused if getattr(args, flag.dest) is not None]
+    ignored = [flag.dest for flag in unused if getattr(args, flag.dest) is not None]
     for flag in unused:
         delattr(args, flag.dest)
     if not args.resume and not args.pretrained:
@@ -88,7 +89,7 @@ def parse_args() -> argparse.Namespace:
         parser.error(
             f"--trial all needs ten models: write {{trial}} where --resume {args.resume} has the trial's number"
         )
-    return args
+    return args, ignored
 
 
 class Embedder:
@@ -156,7 +157,8 @@ def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row]
                 else:
                     picked = gallery_features[feature][[row_of[path] for path in gallery.paths]]
                     distmat = cosine_distmat(query_features[feature], picked)
-                scores.append(eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids))
+                with utils.blame(args.data_path):
+                    scores.append(eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids))
             rows.append(Row(protocol, feature, scores))
     return rows, embedder.settings
 
@@ -180,7 +182,8 @@ def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row
                 distmat = np.random.default_rng([args.seed, trial]).random((len(query.paths), len(gallery.paths)))
             else:
                 distmat = cosine_distmat(query_features[feature], gallery_features[feature])
-            row.trials.append(eval_regdb(distmat, query.pids, gallery.pids))
+            with utils.blame(args.data_path):
+                row.trials.append(eval_regdb(distmat, query.pids, gallery.pids))
     return [*rows.values()], embedder.settings
 
 
@@ -214,14 +217,14 @@ def write_json(path: str, rows: list[Row], settings: dict, args: argparse.Namesp
 
 
 def main() -> None:
-    args = parse_args()
+    args, ignored = parse_args()
     name = os.path.basename(args.resume).removesuffix(".t") or f"untrained_{os.path.basename(args.pretrained)}"
     what = f"{args.mode}-{args.gall_mode}" if args.dataset == "sysu" else f"trial-{args.trial}-{args.search}"
     output = os.path.join(args.log_path, f"test_{name}_{what}")
     utils.start_log(f"{output}.log")
     utils.log_run(args)
-    if args.ignored:
-        log.info("note: %s: only training uses these flags; ignored", ", ".join(f"--{flag}" for flag in args.ignored))
+    if ignored:
+        log.info("note: only training uses %s: ignored", ", ".join(f"--{flag}" for flag in ignored))
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
     rows, settings = (test_sysu if args.dataset == "sysu" else test_regdb)(args, device)

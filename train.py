@@ -24,7 +24,7 @@ from eval_metrics import Scores, cosine_distmat, eval_regdb, eval_sysu, extract_
 from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
-LOG_EVERY = 100  # steps
+LOG_EVERY = 50  # steps
 
 log = logging.getLogger(__name__)
 
@@ -168,14 +168,41 @@ def evaluate(
     scores = {}
     for name in ("fc", "pool5"):
         distmat = cosine_distmat(query_features[name], gallery_features[name])
-        if args.dataset == "sysu":
-            scores[name] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
-        else:
-            scores[name] = eval_regdb(distmat, query.pids, gallery.pids)
+        with utils.blame(args.data_path):
+            if args.dataset == "sysu":
+                scores[name] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
+            else:
+                scores[name] = eval_regdb(distmat, query.pids, gallery.pids)
         cmc = scores[name].cmc
         ranks = "  ".join(f"rank-{r} {cmc[r - 1]:.2%}" for r in (1, 5, 10, 20))
         log.info(f"test {name:6s} {ranks}  mAP {scores[name].mAP:.2%}")
     return scores
+
+
+def load_training_set(args: argparse.Namespace) -> data_loader.TrainingSet:
+    if args.dataset == "sysu":
+        data = data_loader.load_sysu(args.data_path)
+    else:
+        data = data_loader.load_regdb(args.data_path, args.trial, (args.img_h, args.img_w), args.workers)
+    log.info("train: %d persons, %d visible and %d thermal images", data.n_class, len(data.visible), len(data.thermal))
+    return data
+
+
+def restore(checkpoint: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """Continue exactly where the checkpoint stopped (FIDELITY 7); returns its epoch, scores and best score."""
+    progress = {
+        "epoch": checkpoint.get("epoch", -1),
+        "cmc": checkpoint.get("cmc", []),
+        "mAP": checkpoint.get("mAP", 0.0),
+    }
+    if "optimizer" not in checkpoint:
+        log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
+        return progress | {"best": {"rank1": max(progress["cmc"], default=-1.0), "epoch": progress["epoch"]}}
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    torch.set_rng_state(checkpoint["rng"]["torch"])
+    if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    return progress | {"best": checkpoint["best"]}
 
 
 def main() -> None:
@@ -186,108 +213,84 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
 
-    checkpoint = None
-    if args.resume:
-        path = utils.find_checkpoint(args.resume, args.model_path)
-        checkpoint = utils.load_checkpoint(path)
-        found = utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), args)
-
     # Data
     query, gallery = test_splits(args)
     log.info(
-        "test: %d query and %d gallery images of %d persons", len(query.pids), len(gallery.pids), len(set(gallery.pids))
+        "test: %d query and %d gallery images of %d persons", len(query.pids), len(gallery.pids), len({*gallery.pids})
     )
-    size = (args.img_h, args.img_w)
-    if args.test_only:
-        n_class = found["n_class"]
-    else:
-        if args.dataset == "sysu":
-            data = data_loader.load_sysu(args.data_path)
-        else:
-            data = data_loader.load_regdb(args.data_path, args.trial, size, args.workers)
-        n_class = data.n_class
-        log.info("train: %d persons, %d visible and %d thermal images", n_class, len(data.visible), len(data.thermal))
-        try:
+    if not args.test_only:
+        data = load_training_set(args)
+        with utils.blame(args.data_path):
             sampler = data_loader.IdentitySampler(
                 data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed
             )
-        except ValueError as error:
-            utils.fail(f"{args.data_path}: {error}")
-        batches = data_loader.TrainBatches(data, sampler, size, device)
+        batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device)
         utils.make_folder(args.model_path, "--model_path")
 
-    # Model
-    net = EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained="none" if checkpoint else args.pretrained)
-    net.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(net, args)
-    hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
-    first_epoch, best = 0, {"rank1": -1.0, "epoch": None}
-    if checkpoint:
-        if found["n_class"] != n_class:
-            utils.fail(f"{path} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
+    # Network
+    if args.resume:
+        path = utils.find_checkpoint(args.resume, args.model_path)
+        checkpoint = utils.load_checkpoint(path)
+        n_class = utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), args)["n_class"]
+        if not args.test_only and n_class != data.n_class:
+            utils.fail(f"{path} was trained on {n_class} persons, but {args.data_path} has {data.n_class}")
+        net = EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained="none")
         load_weights(net, checkpoint["net"], path)
         log.info("resumed %s, which finished epoch %s", path, checkpoint.get("epoch"))
-        if args.test_only:
-            evaluate(net, query, gallery, args, device)
-            return
-        first_epoch, best = restore(checkpoint, optimizer, best)
-        if first_epoch > args.epochs:
-            utils.fail(f"{path} has finished epoch {first_epoch - 1}: give --epochs {first_epoch} or more to go on")
+    else:
+        net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
+    net.to(device, memory_format=torch.channels_last)
+    if args.test_only:
+        evaluate(net, query, gallery, args, device)
+        return
 
-    # Training
-    scores = None
-    files = {kind: os.path.join(args.model_path, f"{run}_{kind}.t") for kind in ("best", "last")}
-    for epoch in range(first_epoch, args.epochs + 1):
+    # Optimizer and state
+    optimizer = build_optimizer(net, args)
+    hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
+    progress = {"epoch": -1, "cmc": [], "mAP": 0.0, "best": {"rank1": -1.0, "epoch": None}}
+    if args.resume:
+        progress = restore(checkpoint, optimizer)
+        if progress["epoch"] >= args.epochs:
+            utils.fail(
+                f"{path} has finished epoch {progress['epoch']}: nothing is left to train up to --epochs {args.epochs}"
+            )
+    best_file, last_file = (os.path.join(args.model_path, f"{run}_{kind}.t") for kind in ("best", "last"))
+
+    # Epochs
+    for epoch in range(progress["epoch"] + 1, args.epochs + 1):
         set_learning_rate(optimizer, learning_rate(epoch, args.lr))
         try:
             train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
         except FloatingPointError as error:
             kept = (
-                f"the last good checkpoint is {files['last']}"
-                if os.path.exists(files["last"])
-                else "none was saved yet"
+                f"the last good checkpoint is {last_file}"
+                if os.path.exists(last_file)
+                else "no checkpoint was saved yet"
             )
-            utils.fail(f"{error}; {kept}; a lower --lr or --w_hc may help")
-        targets = [files["last"]]
+            raise FloatingPointError(f"{error}; {kept}; a lower --lr or --w_hc may help") from None
+        progress["epoch"] = epoch
+        files = [last_file]
         if epoch > 0 and epoch % 2 == 0:
             scores = evaluate(net, query, gallery, args, device)["fc"]
-            if scores.cmc[0] > best["rank1"]:
-                best = {"rank1": float(scores.cmc[0]), "epoch": epoch}
-                targets.append(files["best"])
+            progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
+            if progress["cmc"][0] > progress["best"]["rank1"]:
+                progress["best"] = {"rank1": progress["cmc"][0], "epoch": epoch}
+                files.append(best_file)
         if epoch > 10 and epoch % args.save_epoch == 0:
-            targets.append(os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
+            files.append(os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
         state = {
             "net": net.state_dict(),
-            "epoch": epoch,
-            "cmc": scores.cmc.tolist() if scores else [],
-            "mAP": scores.mAP if scores else float("nan"),
-            "config": {**vars(args), "n_class": n_class},
+            **progress,
+            "config": {**vars(args), "n_class": data.n_class},
             "optimizer": optimizer.state_dict(),
-            "best": best,
             "rng": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         }
-        for target in targets:
-            utils.save_checkpoint(target, state)
-    log.info("last epoch: %d, saved as %s", args.epochs, files["last"])
-    if best["epoch"] is not None:
-        log.info(
-            "best rank-1 in training: %.2f%% at epoch %d, saved as %s",
-            100 * best["rank1"],
-            best["epoch"],
-            files["best"],
-        )
-
-
-def restore(checkpoint: dict, optimizer: torch.optim.Optimizer, best: dict) -> tuple[int, dict]:
-    """Continue where the checkpoint stopped: its next epoch and its best score so far (FIDELITY 7)."""
-    if "optimizer" not in checkpoint:
-        log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
-        return int(checkpoint["epoch"]) + 1, best
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["rng"]["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
-    return checkpoint["epoch"] + 1, checkpoint["best"]
+        for file in files:
+            utils.save_checkpoint(file, state)
+    log.info("last epoch: %d, saved as %s", args.epochs, last_file)
+    if progress["best"]["epoch"] is not None:
+        log.info("best rank-1 while training: %.2f%%, epoch %d, saved as %s", 100 * progress["best"]["rank1"],
+                 progress["best"]["epoch"], best_file)  # fmt: skip
 
 
 def run_name(args: argparse.Namespace) -> str:

@@ -9,6 +9,7 @@ import platform
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -121,13 +122,22 @@ def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's ``main``; what is wrong on disk (``OSError``) becomes one line, not a traceback."""
+    """Call a script's ``main``; what is wrong on disk or not finite becomes one line, not a traceback."""
     try:
         main()
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def blame(cause: str):
+    """A ``ValueError`` of the call inside comes from ``cause``, a file or flag: end the program saying so."""
+    try:
+        yield
+    except ValueError as error:
+        fail(f"{cause}: {error}")
 
 
 def fail(message: str) -> NoReturn:
@@ -153,14 +163,15 @@ class _Formatter(logging.Formatter):
 
 
 def start_log(path: str | None = None) -> None:
-    """Send log lines to the screen, and append them to the file ``path``."""
-    handlers = [_Console()]
+    """Send log lines to the screen, and append them to the file ``path``, which gets the scripts' debug lines too."""
+    handlers = [_Console(logging.INFO)]
     if path:
         make_folder(os.path.dirname(path), "--log_path")
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.getLogger("__main__").setLevel(logging.DEBUG)
 
 
 def log_run(args: argparse.Namespace) -> None:
@@ -252,7 +263,7 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such checkpoint; --resume takes a file, or a file's name in --model_path")
     try:
-        with torch.serialization.safe_globals(_PUBLISHED_TYPES):
+        with torch.serialization.safe_globals(_PUBLISHED_TYPES), warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
         reason = str(error).partition("\n")[0][:120]
@@ -281,9 +292,7 @@ def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace
         if None not in (given, trained) and given != trained:
             fail(f"{path} was trained with --{name} {trained}, not {given}: change the flag or the checkpoint")
     if args.drop is not None and (args.drop > 0) != found["has_drop"]:
-        fail(
-            f"{path} was trained with{'' if found['has_drop'] else 'out'} dropout, which --drop {args.drop:g} contradicts"
-        )
+        fail(f"{path} was trained with{'' if found['has_drop'] else 'out'} dropout, unlike --drop {args.drop:g}")
     return found
 
 

@@ -1,0 +1,53 @@
+# make test   the checks and tests
+# make demo   the whole road on drawn data: preprocess, train without and with the Hetero-Center loss, test
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: test demo
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+test: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# ---- the demo; what is there already is not made again --------------------------------------------------------------
+
+DATA := demo/SYSU-MM01
+NETWORK := --arch resnet18 --img_h 96 --img_w 48 --pretrained none
+TRAINING := $(NETWORK) --per_img 4 --lr 0.05 --epochs 1 --data_path $(DATA) --model_path demo/models --log_path demo/logs
+TESTING := --mode both --gall-mode both --data_path $(DATA) --model_path demo/models --log_path demo/logs
+RUN = sysu_id_resnet18_lr0.05_whc$(1)_perimg4_imgh96_imgw48_last
+RESULT = demo/logs/test_$(1)_both-both.json
+UNTRAINED := $(call RESULT,untrained_none)
+CE := $(call RESULT,$(call RUN,0))
+CE_HC := $(call RESULT,$(call RUN,0.1))
+
+demo: $(UNTRAINED) $(CE) $(CE_HC) demo/persons.png
+	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)"
+	@echo "the persons, by camera: demo/persons.png"
+
+$(DATA)/synthetic.json: | .venv/ready
+	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 130 --images 12 --difficulty easy
+
+demo/persons.png: $(DATA)/synthetic.json
+	$(PY) -m tools.visualize samples $(DATA) --out $@
+
+$(DATA)/train_ir_resized_label.npy: $(DATA)/synthetic.json
+	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 48
+
+demo/models/$(call RUN,%).t: $(DATA)/train_ir_resized_label.npy
+	$(PY) train.py $(TRAINING) --w_hc $*
+
+$(call RESULT,$(call RUN,%)): demo/models/$(call RUN,%).t
+	$(PY) test.py $(TESTING) --resume $(notdir $<)
+
+$(UNTRAINED): $(DATA)/synthetic.json
+	$(PY) test.py $(TESTING) $(NETWORK)

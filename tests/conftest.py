@@ -1,0 +1,65 @@
+"""Small trees of images that the tests share, and a way to run the scripts as a user does."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tools.make_synthetic import make_regdb, make_sysu
+
+ROOT = Path(__file__).resolve().parent.parent
+# A network and images small enough to train in seconds.
+TINY = ["--arch", "resnet18", "--img_h", "96", "--img_w", "32", "--low-dim", "16", "--pretrained", "none"]
+TINY_BATCH = ["--batch-size", "8", "--per_img", "4"]
+
+
+def run_script(script: str, *flags, cwd=ROOT) -> subprocess.CompletedProcess:
+    """Run a script, or a tool named like "-m tools.report", in a process of its own."""
+    command = script.split() if script.startswith("-m") else [str(ROOT / script)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *command, *map(str, flags)], cwd=cwd, env=env, capture_output=True, text=True
+    )
+
+
+def succeed(script: str, *flags, cwd=ROOT) -> str:
+    done = run_script(script, *flags, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def golden_tree(tmp_path_factory) -> Path:
+    """The tree of noise images that the golden file lists and pixels belong to."""
+    folder = tmp_path_factory.mktemp("golden_tree")
+    with tarfile.open(ROOT / "tests/golden/sysu_tree.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "SYSU-MM01"
+
+
+@pytest.fixture(scope="session")
+def sysu_tree(tmp_path_factory) -> Path:
+    """A drawn SYSU-MM01 tree of 12 persons, preprocessed."""
+    tree = tmp_path_factory.mktemp("sysu") / "SYSU-MM01"
+    make_sysu(tree, ids=12, images=6, seed=3)
+    succeed("pre_process_sysu.py", "--data_path", tree, "--img_h", 96, "--img_w", 32)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def regdb_tree(tmp_path_factory) -> Path:
+    tree = tmp_path_factory.mktemp("regdb") / "RegDB"
+    make_regdb(tree, ids=8, seed=3)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def sysu_run(sysu_tree, tmp_path_factory) -> dict[str, Path]:
+    """Three epochs of training on the drawn tree: {"models": folder, "logs": folder, "data": tree}."""
+    out = tmp_path_factory.mktemp("sysu_run")
+    flags = [*TINY, *TINY_BATCH, "--epochs", 2, "--lr", 0.01]
+    succeed("train.py", "--data_path", sysu_tree, *flags, "--model_path", out / "models", "--log_path", out / "logs")
+    return {"models": out / "models", "logs": out / "logs", "data": sysu_tree}

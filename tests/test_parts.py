@@ -1,0 +1,205 @@
+"""What the golden numbers do not reach: the evaluation by brute force, the loss, the network, checkpoints."""
+
+import copy
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import utils
+from eval_metrics import BLOCK, eval_regdb, eval_sysu, extract_features
+from loss import HeteroCenterLoss
+from model import EmbedNet, describe_weights, least_height
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def brute_force(distmat, q_pids, g_pids, q_camids, g_camids, rank_persons):
+    """The protocol in words: walk down each query's ranking."""
+    curves, aps, inps = [], [], []
+    for row, pid, cam in zip(distmat, q_pids, q_camids, strict=True):
+        seen = [i for i in range(len(g_pids)) if not (cam == 3 and g_camids[i] == 2)]
+        ranking = sorted(seen, key=lambda i: row[i])  # Python's sort is stable: ties keep the gallery's order
+        hits = [place for place, i in enumerate(ranking, 1) if g_pids[i] == pid]
+        if not hits:
+            continue
+        persons = list(dict.fromkeys(g_pids[i] for i in ranking))
+        first = persons.index(pid) + 1 if rank_persons else hits[0]
+        curves.append([first <= rank for rank in range(1, 21)])
+        aps.append(np.mean([n / place for n, place in enumerate(hits, 1)]))
+        inps.append(len(hits) / hits[-1])
+    return np.mean(curves, axis=0), np.mean(aps), np.mean(inps)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_evaluation_against_brute_force(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    queries, gallery, persons = rng.integers(1, 40), rng.integers(1, 60), rng.integers(1, 25)
+    distmat = (
+        rng.random((queries, gallery)) if seed % 2 else rng.integers(0, 5, (queries, gallery)).astype(float)
+    )  # ties
+    q_pids, g_pids = rng.integers(0, persons, queries), rng.integers(0, persons, gallery)
+    q_pids[0] = g_pids[0]
+    q_camids, g_camids = rng.choice([3, 6], queries), rng.choice([1, 2, 4, 5], gallery)
+    q_camids[0] = 6  # query 0 has a match whatever else was drawn
+    monkeypatch.setattr("eval_metrics.BLOCK", int(rng.choice([1, 7 * gallery, BLOCK])))  # any number of row blocks
+    sysu = eval_sysu(distmat, q_pids, g_pids, q_camids, g_camids)
+    regdb = eval_regdb(distmat, q_pids, g_pids)
+    nowhere = np.zeros(queries), np.zeros(gallery)
+    for scores, expected in (
+        (sysu, brute_force(distmat, q_pids, g_pids, q_camids, g_camids, rank_persons=True)),
+        (regdb, brute_force(distmat, q_pids, g_pids, *nowhere, rank_persons=False)),
+    ):
+        for ours, theirs in zip(scores, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_evaluation_refuses_nonsense():
+    ones, pids = np.ones((2, 3)), np.arange(3)
+    with pytest.raises(ValueError, match="no query has a match"):
+        eval_regdb(ones, pids[:2] + 10, pids)
+    with pytest.raises(ValueError, match="not finite"):
+        eval_regdb(ones * np.nan, pids[:2], pids)
+    with pytest.raises(ValueError, match="2 gallery images"):
+        eval_regdb(ones, pids[:2], pids[:2])
+
+
+def test_features_come_in_order_and_must_be_finite():
+    net = EmbedNet(3, low_dim=8, arch="resnet18", pretrained="none")
+    x = torch.randn(5, 3, 96, 32)
+    features = extract_features(net, [x[:2], x[2:]], "thermal")
+    assert net.training  # as it was
+    with torch.no_grad():
+        pool5, fc = net.eval()(thermal=x)
+    np.testing.assert_allclose(features["pool5"], pool5, atol=1e-5)
+    np.testing.assert_allclose(features["fc"], fc, atol=1e-5)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        extract_features(net, [x * torch.nan], "visible")
+
+
+# ---- loss -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dist_type", ["l2", "l1", "cos"])
+def test_loss_does_not_depend_on_the_order_of_rows(dist_type):
+    rng = torch.Generator().manual_seed(0)
+    visible, thermal = (torch.randn(12, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    labels = torch.tensor([7] * 4 + [2] * 4 + [5] * 4)
+    loss = HeteroCenterLoss(0.1, dist_type)
+    a, b = torch.randperm(12, generator=rng), torch.randperm(12, generator=rng)
+    torch.testing.assert_close(
+        loss(visible[a], thermal[b], labels[a], labels[b]), loss(visible, thermal, labels, labels), rtol=1e-12, atol=0
+    )
+
+
+def test_loss_by_hand_with_unequal_numbers_of_rows():
+    visible = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])  # centers: (2, 0) of person 4, (0, 5) of person 9
+    thermal = torch.tensor([[0.0, 4.0], [2.0, 1.0]])  # person 9, person 4
+    value = HeteroCenterLoss(0.25)(visible, thermal, torch.tensor([4, 4, 9]), torch.tensor([9, 4]))
+    assert value.item() == pytest.approx((1 - 0.25) + (1 - 0.25))
+
+
+def test_loss_at_its_edges():
+    x, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])
+    clipped = HeteroCenterLoss(margin=1e6)(x, x.detach() + 1, labels, labels)
+    clipped.backward()
+    assert clipped.item() == 0 and x.grad.abs().sum() == 0
+    assert HeteroCenterLoss()(x * torch.nan, x, labels, labels).isnan()
+    with pytest.raises(ValueError, match="same persons"):
+        HeteroCenterLoss()(x, x, labels, labels + 1)
+    with pytest.raises(ValueError, match="dist_type"):
+        HeteroCenterLoss(dist_type="l3")
+
+
+# ---- network --------------------------------------------------------------------------------------------------------
+
+
+def test_both_streams_start_alike_and_are_not_shared():
+    net = EmbedNet(3, arch="resnet18", pretrained="none")
+    visible, thermal = net.visible_net["visible"], net.thermal_net["thermal"]
+    for a, b in zip(visible.parameters(), thermal.parameters(), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+    x = torch.randn(2, 3, 96, 32)
+    assert not torch.equal(net.eval()(visible=x)[0], EmbedNet(3, arch="resnet18", pretrained="none").eval()(x)[0])
+
+
+def test_pretrained_file(tmp_path):
+    resnet = torchvision.models.resnet18(weights=None)
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    net = EmbedNet(3, arch="resnet18", pretrained=str(tmp_path / "resnet18.pth"))
+    assert torch.equal(net.thermal_net["thermal"].layer3[0].conv1.weight, resnet.layer3[0].conv1.weight)
+    with pytest.raises(OSError, match="not the weights of torchvision's resnet50"):
+        EmbedNet(3, arch="resnet50", pretrained=str(tmp_path / "resnet18.pth"))
+
+
+@pytest.mark.parametrize("num_parts", [6, 4])
+def test_least_height(num_parts):
+    net = EmbedNet(3, low_dim=8, arch="resnet18", num_parts=num_parts, pretrained="none").eval()
+    height = least_height(num_parts)
+    assert net(torch.randn(1, 3, height, 32))[1].shape == (1, 8 * num_parts)
+    with pytest.raises(ValueError, match=f"must be {height} high"):
+        net(torch.randn(1, 3, height - 1, 32))
+    with pytest.raises(ValueError, match="nothing to embed"):
+        net()
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def published_file(net: EmbedNet, numpy_core: str) -> bytes:
+    """A checkpoint as PyTorch 0.4.1 and numpy 1.17 (core) or later ones (_core) write it: no zip, numpy values."""
+    file = io.BytesIO()
+    state = {"net": net.state_dict(), "cmc": np.linspace(0.5, 1, 20), "mAP": np.float64(0.25), "epoch": 42}
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    # The protocol spells module names as lines of text, so that another module is another line.
+    data = file.getvalue().replace(b"numpy._core.multiarray\n", b"numpy.%b.multiarray\n" % numpy_core.encode())
+    assert b"cnumpy.%b.multiarray\n_reconstruct\n" % numpy_core.encode() in data
+    return data
+
+
+@pytest.mark.parametrize("numpy_core", ["core", "_core"])
+def test_published_checkpoint(tmp_path, numpy_core):
+    net = EmbedNet(5, low_dim=16, arch="resnet18", pretrained="none")
+    (tmp_path / "best.t").write_bytes(published_file(net, numpy_core))
+    state = utils.load_checkpoint(str(tmp_path / "best.t"))
+    assert state["cmc"] == np.linspace(0.5, 1, 20).tolist() and state["mAP"] == 0.25 and state["epoch"] == 42
+    assert describe_weights(state["net"], "") == {"arch": "resnet18", "low_dim": 16, "n_class": 5, "has_drop": False}
+    copied = copy.deepcopy(net)
+    copied.load_state_dict(state["net"])
+    x = torch.randn(2, 3, 96, 32)
+    assert torch.equal(copied.eval()(x)[0], net.eval()(x)[0])
+
+
+def test_describe_weights_of_every_kind():
+    for arch, drop in (("resnet18", 0.0), ("resnet50", 0.5)):
+        net = EmbedNet(7, low_dim=8, drop=drop, arch=arch, pretrained="none")
+        expected = {"arch": arch, "low_dim": 8, "n_class": 7, "has_drop": drop > 0}
+        assert describe_weights(net.state_dict(), "") == expected
+
+
+class Bomb:
+    def __reduce__(self):
+        return print, ("this must never be printed",)
+
+
+def test_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
+    torch.save({"net": {}, "cmc": Bomb()}, tmp_path / "zip.t")
+    torch.save({"net": {}, "cmc": Bomb()}, tmp_path / "old.t", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.t").write_bytes(pickle.dumps(Bomb(), protocol=4))
+    for name in ("zip.t", "old.t", "bare.t"):
+        with pytest.raises(OSError, match="not a checkpoint that can be loaded"):
+            utils.load_checkpoint(str(tmp_path / name))
+    assert "never" not in capsys.readouterr().out
+
+
+def test_a_failed_save_leaves_the_checkpoint_before(tmp_path):
+    path = str(tmp_path / "last.t")
+    utils.save_checkpoint(path, {"net": {}, "epoch": 1})
+    with pytest.raises(Exception, match="pickle"):
+        utils.save_checkpoint(path, {"net": {}, "epoch": lambda: 0})
+    assert utils.load_checkpoint(path)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.t"] and zipfile.is_zipfile(path)

@@ -1,0 +1,80 @@
+"""Look at data: `python -m tools.visualize samples TREE --out FILE.png` pastes a contact sheet of persons x cameras."""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+CELL = (72, 160)  # pixels, width x height; every image is fitted into one
+MARGIN, HEADER, GAP = 44, 16, 3
+SYSU_COLUMNS = {f"cam{c}": f"cam{c} {'IR' if c in (3, 6) else 'RGB'}" for c in range(1, 7)}
+REGDB_COLUMNS = {"Visible": "visible", "Thermal": "thermal"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+
+
+def folders(tree: Path) -> dict[str, str]:
+    """The camera folders of a SYSU-MM01 or RegDB tree and their headings."""
+    for columns in (SYSU_COLUMNS, REGDB_COLUMNS):
+        found = {name: title for name, title in columns.items() if (tree / name).is_dir()}
+        if found:
+            return columns
+    raise SystemExit(f"visualize: {tree} holds neither cam1..cam6 (SYSU-MM01) nor Visible and Thermal (RegDB)")
+
+
+def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image:
+    """Contact sheet: a row per person, `per_camera` images per camera; a missing camera leaves a grey cell."""
+    rng, columns = random.Random(seed), folders(tree)
+    names = {p.name for camera in columns for p in (tree / camera).glob("*") if p.is_dir()}
+    order = sorted(names, key=lambda n: (len(n), n))
+    chosen = sorted(rng.sample(order, min(persons, len(order))), key=lambda n: (len(n), n))
+    step = (CELL[0] + GAP, CELL[1] + GAP)
+    size = (MARGIN + len(columns) * per_camera * step[0], HEADER + len(chosen) * step[1])
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for c, title in enumerate(columns.values()):
+        draw.text((MARGIN + c * per_camera * step[0], 2), title, "black")
+    for row, name in enumerate(chosen):
+        top = HEADER + row * step[1]
+        draw.text((4, top + CELL[1] // 2), name, "black")
+        for c, camera in enumerate(columns):
+            files = sorted(p for p in (tree / camera / name).glob("*") if p.suffix.lower() in SUFFIXES)
+            files = sorted(rng.sample(files, min(per_camera, len(files))))
+            for k in range(per_camera):
+                left = MARGIN + (c * per_camera + k) * step[0]
+                draw.rectangle((left, top, left + CELL[0] - 1, top + CELL[1] - 1), "lightgrey")
+                if k < len(files):
+                    with Image.open(files[k]) as image:
+                        sheet.paste(image.convert("RGB").resize(CELL), (left, top))
+    return sheet
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.visualize", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sheet = commands.add_parser("samples", help="contact sheet of persons x cameras of a dataset tree")
+    sheet.add_argument("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
+    sheet.add_argument("--out", type=Path, required=True, help="image file to write")
+    sheet.add_argument("--persons", type=int, default=8, help="rows (default 8)")
+    sheet.add_argument("--per-camera", type=int, default=1, help="images per person and camera (default 1)")
+    sheet.add_argument("--seed", type=int, default=0, help="which persons and images (default 0)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.persons < 1 or args.per_camera < 1:
+        raise SystemExit("visualize: --persons and --per-camera must be at least 1")
+    image = samples(args.tree, args.persons, args.per_camera, args.seed)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        image.save(args.out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"visualize: cannot write {args.out}: {error}") from None
+    print(f"{args.out}: {image.width} x {image.height} pixels")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
