@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ import utils
 from eval_metrics import Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
 from model import EmbedNet, describe_weights, least_height, load_weights
 
-FEATURES = ("fc", "pool5")
+FEATURES = ("fc", "pool5", "chance")
 RANKS = (1, 5, 10, 20)
 SYSU_TRIALS, REGDB_TRIALS = range(10), range(1, 11)
 
@@ -58,7 +57,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
         "--search",
         choices=["v2t", "t2v", "both"],
         default="v2t",
-        help="RegDB: visible to thermal, or back (%(default)s)",
+        help="RegDB: visible to thermal or back (%(default)s)",
     )
     unused = utils.add_training_flags(parser.add_argument_group("flags of train.py, accepted and ignored"))
     # None means not given: the checkpoint decides.
@@ -80,111 +79,104 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     for flag in unused:
         delattr(args, flag.dest)
     if not args.resume and not args.pretrained:
-        parser.error(
-            "name the checkpoint with --resume (or score an untrained network with --pretrained imagenet|none)"
-        )
+        parser.error("name the checkpoint with --resume, or score an untrained network with --pretrained none")
     if args.resume and args.pretrained:
         parser.error("--pretrained scores an untrained network: drop it, or drop --resume")
     if args.dataset == "regdb" and args.trial == "all" and args.resume and "{trial}" not in args.resume:
-        parser.error(
-            f"--trial all needs ten models: write {{trial}} where --resume {args.resume} has the trial's number"
-        )
+        parser.error(f"--trial all needs ten models: write {{trial}} for the trial's number in --resume {args.resume}")
     return args, ignored
 
 
-class Embedder:
-    """A network and its image size: ``embed(paths, modality)`` gives the features of image files."""
-
-    def __init__(self, args: argparse.Namespace, device: torch.device, trial: int | None = None):
-        """Load the --resume checkpoint (RegDB: of ``trial``), or start an untrained network from --pretrained."""
-        found = {"arch": "resnet50", "low_dim": 512, "drop": 0.0, "n_class": 1, "epoch": None}
-        path, checkpoint = None, None
-        if args.resume:
-            path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
-            checkpoint = utils.load_checkpoint(path)
-            flags = argparse.Namespace(**{**vars(args), "trial": trial})
-            weights = describe_weights(checkpoint["net"], path)
-            found |= utils.check_fit(path, checkpoint, weights, flags) | {"epoch": checkpoint.get("epoch")}
-            log.info("checkpoint: %s, epoch %s", path, found["epoch"])
-            if "config" not in checkpoint and args.dataset == "regdb":
-                log.warning("%s does not know which trial it was trained on: make sure that it was %s", path, trial)
-        self.settings = {"img_h": 288, "img_w": 144, **found, "checkpoint": path}
-        self.settings |= {k: v for k, v in vars(args).items() if k in self.settings and v is not None}
-        if self.settings["img_h"] < least_height():
-            utils.fail(f"--img_h {self.settings['img_h']} is too low for six stripes: give {least_height()} or more")
-        net = EmbedNet(
-            found["n_class"],
-            self.settings["low_dim"],
-            0.5 if found.get("has_drop") else 0.0,  # which rate does not matter in evaluation
-            self.settings["arch"],
-            pretrained="none" if checkpoint else args.pretrained,
-        )
-        if checkpoint:
-            load_weights(net, checkpoint["net"], path)
-        self.net = net.to(device, memory_format=torch.channels_last)
-        self.args, self.device = args, device
-
-    def embed(self, paths: list[str], modality: str) -> dict[str, np.ndarray]:
-        size = (self.settings["img_h"], self.settings["img_w"])
-        batches = data_loader.ImageBatches(paths, size, self.args.test_batch, self.args.workers, self.device)
-        return extract_features(self.net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
+def load_network(args: argparse.Namespace, device: torch.device, trial: int | None = None) -> tuple[EmbedNet, dict]:
+    """The --resume checkpoint (RegDB: of ``trial``), or an untrained network; and the settings it is tested with."""
+    settings = {"arch": "resnet50", "low_dim": 512, "img_h": 288, "img_w": 144, "n_class": 1, "has_drop": False}
+    settings |= {"checkpoint": None, "epoch": None}
+    if args.resume:
+        path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
+        checkpoint = utils.load_checkpoint(path)
+        flags = argparse.Namespace(**{**vars(args), "trial": trial})
+        settings |= utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), flags)
+        settings |= {"checkpoint": path, "epoch": checkpoint.get("epoch")}
+        log.info("checkpoint: %s, epoch %s", path, settings["epoch"])
+        if args.dataset == "regdb" and "trial" not in settings:
+            log.warning("%s does not say which trial it was trained on: make sure that it was %s", path, trial)
+    settings |= {name: given for name, given in vars(args).items() if name in settings and given is not None}
+    if settings["img_h"] < least_height():
+        utils.fail(f"--img_h {settings['img_h']} is too low for six stripes: give {least_height()} or more")
+    drop = 0.5 if settings["has_drop"] else 0.0  # the rate does not matter in evaluation
+    pretrained = "none" if args.resume else args.pretrained
+    net = EmbedNet(settings["n_class"], settings["low_dim"], drop, settings["arch"], pretrained=pretrained)
+    if args.resume:
+        load_weights(net, checkpoint["net"], path)
+    return net.to(device, memory_format=torch.channels_last), settings
 
 
-def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], dict]:
+def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, split: data_manager.Split, modality: str) -> dict:
+    size = settings["img_h"], settings["img_w"]
+    device = next(net.parameters()).device
+    batches = data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device)
+    return extract_features(net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
+
+
+def distances(feature: str, query: dict, gallery: dict, rng: np.random.Generator) -> np.ndarray:
+    """(queries, gallery) from the features that `embed` gives; "chance" stands for a random ranking."""
+    if feature == "chance":
+        return rng.random((len(query["fc"]), len(gallery["fc"])))
+    return cosine_distmat(query[feature], gallery[feature])
+
+
+def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:
+    """A row per protocol and kind of feature, and the settings of the network."""
     modes = ["all", "indoor"] if args.mode == "both" else [args.mode]
     shots = ["single", "multi"] if args.gall_mode == "both" else [args.gall_mode]
     query = data_manager.sysu_query(args.data_path)
     galleries = {
-        (mode, shot): [data_manager.sysu_gallery(args.data_path, mode, shot, trial) for trial in SYSU_TRIALS]
+        f"{mode}-search {shot}-shot": [data_manager.sysu_gallery(args.data_path, mode, shot, t) for t in SYSU_TRIALS]
         for mode in modes
         for shot in shots
     }
-    embedder = Embedder(args, device)
-    paths = sorted({path for trials in galleries.values() for gallery in trials for path in gallery.paths})
-    row_of = {path: row for row, path in enumerate(paths)}
-    query_features, gallery_features = embedder.embed(query.paths, "thermal"), embedder.embed(paths, "visible")
+    net, settings = load_network(args, device)
+    # Each distinct gallery image is embedded once, whatever the number of draws that it is in.
+    paths = sorted({path for draws in galleries.values() for gallery in draws for path in gallery.paths})
+    place = {path: i for i, path in enumerate(paths)}
+    query_features = embed(net, settings, args, query, "thermal")
+    gallery_features = embed(net, settings, args, data_manager.Split(paths, None, None), "visible")
 
     rows = []
-    for (mode, shot), trials in galleries.items():
-        protocol = f"{mode}-search {shot}-shot"
+    for protocol, draws in galleries.items():
         log.info("%s: %d queries, %d gallery images of %d persons, %d trials", protocol, len(query.paths),
-                 len(trials[0].paths), len(set(trials[0].pids)), len(trials))  # fmt: skip
-        for feature in (*FEATURES, "chance"):
-            scores = []
-            for trial, gallery in zip(SYSU_TRIALS, trials, strict=True):
-                if feature == "chance":
-                    distmat = np.random.default_rng([args.seed, trial]).random((len(query.paths), len(gallery.paths)))
-                else:
-                    picked = gallery_features[feature][[row_of[path] for path in gallery.paths]]
-                    distmat = cosine_distmat(query_features[feature], picked)
+                 len(draws[0].paths), len({*draws[0].pids}), len(draws))  # fmt: skip
+        by_feature = {feature: Row(protocol, feature, []) for feature in FEATURES}
+        for trial, gallery in zip(SYSU_TRIALS, draws, strict=True):
+            picks = [place[path] for path in gallery.paths]
+            picked = {name: values[picks] for name, values in gallery_features.items()}
+            for feature, row in by_feature.items():
+                distmat = distances(feature, query_features, picked, np.random.default_rng([args.seed, trial]))
                 with utils.blame(args.data_path):
-                    scores.append(eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids))
-            rows.append(Row(protocol, feature, scores))
-    return rows, embedder.settings
+                    row.trials.append(eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids))
+        rows += by_feature.values()
+    return rows, [settings]
 
 
-def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], dict]:
-    trials = REGDB_TRIALS if args.trial == "all" else [args.trial]
+def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:
+    """A row per direction and kind of feature, and the settings of each trial's network."""
     searches = ["v2t", "t2v"] if args.search == "both" else [args.search]
-    rows = {(search, feature): Row(search, feature, []) for search in searches for feature in (*FEATURES, "chance")}
-    for trial in trials:
-        visible = data_manager.regdb_split(args.data_path, trial, "visible", "test")
-        thermal = data_manager.regdb_split(args.data_path, trial, "thermal", "test")
+    rows = {(search, feature): Row(search, feature, []) for search in searches for feature in FEATURES}
+    networks = []
+    for trial in REGDB_TRIALS if args.trial == "all" else [args.trial]:
+        visible, thermal = (data_manager.regdb_split(args.data_path, trial, m, "test") for m in ("visible", "thermal"))
+        net, settings = load_network(args, device, trial)
+        networks.append(settings)
         log.info("trial %d: %d visible and %d thermal images", trial, len(visible.paths), len(thermal.paths))
-        embedder = Embedder(args, device, trial)
-        features = embedder.embed(visible.paths, "visible"), embedder.embed(thermal.paths, "thermal")
+        visible_side = visible, embed(net, settings, args, visible, "visible")
+        thermal_side = thermal, embed(net, settings, args, thermal, "thermal")
         for (search, feature), row in rows.items():
-            # Both directions score the same features; t2v makes thermal images the queries.
-            (query, query_features), (gallery, gallery_features) = [*zip((visible, thermal), features, strict=True)][
-                :: 1 if search == "v2t" else -1
-            ]
-            if feature == "chance":
-                distmat = np.random.default_rng([args.seed, trial]).random((len(query.paths), len(gallery.paths)))
-            else:
-                distmat = cosine_distmat(query_features[feature], gallery_features[feature])
+            sides = (visible_side, thermal_side) if search == "v2t" else (thermal_side, visible_side)
+            (query, query_features), (gallery, gallery_features) = sides
+            distmat = distances(feature, query_features, gallery_features, np.random.default_rng([args.seed, trial]))
             with utils.blame(args.data_path):
                 row.trials.append(eval_regdb(distmat, query.pids, gallery.pids))
-    return [*rows.values()], embedder.settings
+    return [*rows.values()], networks
 
 
 def report(rows: list[Row]) -> None:
@@ -200,7 +192,7 @@ def report(rows: list[Row]) -> None:
         log.info(f"{row.protocol:24s} {row.feature:9s}" + "".join(f"{cell:>15s}" for cell in cells))
 
 
-def write_json(path: str, rows: list[Row], settings: dict, args: argparse.Namespace) -> None:
+def write_json(path: str, rows: list[Row], networks: list[dict], args: argparse.Namespace) -> None:
     results = [
         {
             "protocol": row.protocol,
@@ -211,9 +203,9 @@ def write_json(path: str, rows: list[Row], settings: dict, args: argparse.Namesp
         }
         for row in rows
     ]
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    content = {"flags": vars(args), "versions": utils.versions(), "networks": networks, "results": results}
     with utils.whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        json.dump({"flags": vars(args), "network": settings, "versions": versions, "results": results}, file, indent=1)
+        json.dump(content, file, indent=1)
 
 
 def main() -> None:
@@ -227,9 +219,9 @@ def main() -> None:
         log.info("note: only training uses %s: ignored", ", ".join(f"--{flag}" for flag in ignored))
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
-    rows, settings = (test_sysu if args.dataset == "sysu" else test_regdb)(args, device)
+    rows, networks = (test_sysu if args.dataset == "sysu" else test_regdb)(args, device)
     report(rows)
-    write_json(f"{output}.json", rows, settings, args)
+    write_json(f"{output}.json", rows, networks, args)
     log.info("all trials: %s.json", output)
 
 

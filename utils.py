@@ -174,19 +174,22 @@ def start_log(path: str | None = None) -> None:
     logging.getLogger("__main__").setLevel(logging.DEBUG)
 
 
-def log_run(args: argparse.Namespace) -> None:
-    """Write down what runs: the flags, the versions and, in a git checkout, the commit."""
+def versions() -> dict[str, str]:
+    """Versions of what computes the results and, in a git checkout, the commit."""
     here = os.path.dirname(os.path.abspath(__file__))
     try:
         git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
-        commit = git.stdout.strip() or "none"
+        commit = git.stdout.strip()
     except OSError:  # no git on this machine
-        commit = "unknown"
-    log.info("flags: %s", " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())))
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    log.info(
-        "versions: %s commit=%s", " ".join(f"{k}={v}" for k, v in {**versions, "numpy": np.__version__}.items()), commit
-    )
+        commit = ""
+    libraries = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
+    return {"python": platform.python_version(), **libraries, "commit": commit or "unknown"}
+
+
+def log_run(args: argparse.Namespace) -> None:
+    """Write down what runs, at the top of every log."""
+    for title, values in (("flags", dict(sorted(vars(args).items()))), ("versions", versions())):
+        log.info("%s: %s", title, " ".join(f"{name}={value}" for name, value in values.items()))
 
 
 def select_device(gpu: str) -> torch.device:

@@ -15,17 +15,17 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import PIL
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
+
+import utils
 
 VERSION = 1  # of the drawing; raise it when the same settings give other images
 PERSON, IMAGE, SCENE, SPLIT, TRIAL = range(1, 6)  # a random stream is [seed, one of these, further numbers]
@@ -496,10 +496,6 @@ def small_sysu(ids: int, images: int, seed: int) -> tuple[dict[str, list[int]], 
 # ------------------------------------------------------------------------------------------------------ writing a tree
 
 
-class Refused(Exception):
-    """A request that cannot be met; its text is one line for the user."""
-
-
 def draw_person(job: tuple[Path, int, str, int, dict[int, int]]) -> int:
     """Draw and save all images of one person; returns their number."""
     root, seed, difficulty, pid, counts = job
@@ -523,7 +519,7 @@ def write_tree(out: Path, settings: dict, counts: Counts, lists: dict[str, str],
     if (out / "synthetic.json").is_file() and (out / "synthetic.json").read_bytes() == note.encode():
         return False
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refused(f"{out} holds other content or other settings: give another --out, or delete it")
+        raise OSError(f"{out} holds other content or other settings: give another --out, or delete it")
     shutil.rmtree(part, ignore_errors=True)  # what an interrupted run left
     try:
         part.mkdir(parents=True)
@@ -550,7 +546,7 @@ def make_sysu(
     `ids` None stands for the real set's shape, whatever `images` says.
     """
     if ids is not None and not (5 <= ids <= 9999 and 2 <= images <= 999):
-        raise Refused(f"sysu takes --ids from 5 to 9999 and --images from 2 to 999, not {ids} and {images}")
+        raise OSError(f"sysu takes --ids from 5 to 9999 and --images from 2 to 999, not {ids} and {images}")
     settings = {"dataset": "sysu", "ids": ids, "images": ids and images, "seed": seed, "difficulty": difficulty}
     splits, counts = real_sysu(seed) if ids is None else small_sysu(ids, images, seed)
     lists = {f"exp/{split}_id.txt": ",".join(map(str, sorted(splits[split]))) + "\n" for split in SPLITS}
@@ -562,7 +558,7 @@ def make_regdb(out: Path, ids: int | None = 130, seed: int = 0, difficulty: str 
     settings = {"dataset": "regdb", "ids": ids, "images": 10, "seed": seed, "difficulty": difficulty}
     pids = range(1, 1 + (412 if ids is None else ids))
     if not 6 <= len(pids) <= 9999:
-        raise Refused(f"regdb takes --ids from 6 to 9999, not {ids}")
+        raise OSError(f"regdb takes --ids from 6 to 9999, not {ids}")
     rng, lists, halves = np.random.default_rng([seed, TRIAL]), {}, set()
     while len(halves) < 10:
         train = frozenset((1 + rng.permutation(len(pids))[: len(pids) // 2]).tolist())
@@ -577,44 +573,29 @@ def make_regdb(out: Path, ids: int | None = 130, seed: int = 0, difficulty: str 
     return write_tree(out, settings | {"full": ids is None}, {pid: {7: 10, 8: 10} for pid in pids}, lists, workers)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"make_synthetic: {message}\n")  # one line, without the usage
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m tools.make_synthetic", description=__doc__.splitlines()[0])
+    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", choices=("sysu", "regdb"), required=True, help="layout to write")
-    add("--out", type=Path, required=True, help="folder to make; must be new, empty or the same tree")
-    add("--ids", type=int, default=130, help="persons in all splits together (default 130)")
-    add("--images", type=int, default=20, help="sysu: mean images per person and camera (default 20)")
-    add("--seed", type=int, default=0, help="another seed draws other people and rooms (default 0)")
-    add("--difficulty", choices=tuple(DIFFICULTIES), default="easy", help="default easy")
+    add("--out", type=Path, required=True, help="folder to make: new, empty or the same tree")
+    add("--ids", type=int, default=130, help="persons in all splits together (%(default)s)")
+    add("--images", type=int, default=20, help="sysu: mean images per person and camera (%(default)s)")
+    add("--seed", type=utils.number(int, 0), default=0, help="another seed draws other people and rooms (%(default)s)")
+    add("--difficulty", choices=tuple(DIFFICULTIES), default="easy", help="see above (%(default)s)")
     add("--full", action="store_true", help="the real set's persons and images; ignores --ids and --images")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default one per core)")
+    add("--workers", type=utils.number(int, 1), default=os.cpu_count() or 1, help="processes (one per core)")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.seed < 0 or args.workers < 1:
-        parser.error("--seed must be at least 0 and --workers at least 1")
+def main() -> None:
+    args = build_parser().parse_args()
     ids = None if args.full else args.ids
-    shared = {"seed": args.seed, "difficulty": args.difficulty, "workers": args.workers}
-    try:
-        if args.dataset == "sysu":
-            written = make_sysu(args.out, ids, args.images, **shared)
-        else:
-            written = make_regdb(args.out, ids, **shared)
-    except Refused as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"cannot write {args.out}: {error.strerror}")
+    if args.dataset == "sysu":
+        written = make_sysu(args.out, ids, args.images, args.seed, args.difficulty, args.workers)
+    else:
+        written = make_regdb(args.out, ids, args.seed, args.difficulty, args.workers)
     print(f"{args.out}: {'written' if written else 'already there'}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run(main)

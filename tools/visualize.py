@@ -1,11 +1,15 @@
-"""Look at data: `python -m tools.visualize samples TREE --out FILE.png` pastes a contact sheet of persons x cameras."""
+"""Look at data.
+
+python -m tools.visualize samples TREE --out FILE.png      a contact sheet of persons x cameras
+"""
 
 import argparse
 import random
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+import utils
 
 CELL = (72, 160)  # pixels, width x height; every image is fitted into one
 MARGIN, HEADER, GAP = 44, 16, 3
@@ -17,10 +21,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 def folders(tree: Path) -> dict[str, str]:
     """The camera folders of a SYSU-MM01 or RegDB tree and their headings."""
     for columns in (SYSU_COLUMNS, REGDB_COLUMNS):
-        found = {name: title for name, title in columns.items() if (tree / name).is_dir()}
-        if found:
+        if any((tree / name).is_dir() for name in columns):
             return columns
-    raise SystemExit(f"visualize: {tree} holds neither cam1..cam6 (SYSU-MM01) nor Visible and Thermal (RegDB)")
+    raise OSError(f"{tree} holds neither cam1..cam6 (SYSU-MM01) nor Visible and Thermal (RegDB)")
 
 
 def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image:
@@ -51,30 +54,27 @@ def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.visualize", description=__doc__)
+    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("samples", help="contact sheet of persons x cameras of a dataset tree")
     sheet.add_argument("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
     sheet.add_argument("--out", type=Path, required=True, help="image file to write")
-    sheet.add_argument("--persons", type=int, default=8, help="rows (default 8)")
-    sheet.add_argument("--per-camera", type=int, default=1, help="images per person and camera (default 1)")
-    sheet.add_argument("--seed", type=int, default=0, help="which persons and images (default 0)")
+    sheet.add_argument("--persons", type=utils.number(int, 1), default=8, help="rows (%(default)s)")
+    sheet.add_argument("--per-camera", type=utils.number(int, 1), default=1, help="images in each cell (%(default)s)")
+    sheet.add_argument("--seed", type=utils.number(int, 0), default=0, help="which persons and images (%(default)s)")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    if args.persons < 1 or args.per_camera < 1:
-        raise SystemExit("visualize: --persons and --per-camera must be at least 1")
+def main() -> None:
+    args = build_parser().parse_args()
     image = samples(args.tree, args.persons, args.per_camera, args.seed)
+    utils.make_folder(str(args.out.parent), "--out")
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         image.save(args.out)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"visualize: cannot write {args.out}: {error}") from None
+    except ValueError:
+        utils.fail(f"--out {args.out}: give a name that ends in .png or another image suffix")
     print(f"{args.out}: {image.width} x {image.height} pixels")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run(main)
