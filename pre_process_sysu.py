@@ -7,7 +7,9 @@ same two with ir. Labels are 0..n-1 in ascending order of person id.
 """
 
 import argparse
+import contextlib
 import logging
+import os
 
 import numpy as np
 from tqdm import tqdm
@@ -28,19 +30,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_arrays(root: str, modality: str, split: data_manager.Split, size: tuple[int, int], workers: int) -> None:
-    """Write one modality's images and labels; the old arrays stay until the new ones are whole."""
-    image_file, label_file = data_loader.sysu_arrays(root, modality)
-    with utils.whole_file(image_file) as images, utils.whole_file(label_file) as labels:
-        bar = tqdm(total=len(split.paths), desc=modality, unit=" images", disable=None)
-        with open(images, "wb") as file, bar:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.paths), *size, 3)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for batch in data_loader.read_images(split.paths, size, BATCH, workers):
-                file.write(batch.tobytes())
-                bar.update(len(batch))
-        with open(labels, "wb") as file:
-            np.save(file, data_manager.relabel(split.pids))
+def write_arrays(images: str, labels: str, split: data_manager.Split, size: tuple[int, int], workers: int) -> None:
+    """Write the images (N, height, width, 3) and labels (N,) of a split to two .npy files, batch by batch."""
+    shape = (len(split.paths), *size, 3)
+    with open(images, "wb") as file, tqdm(total=len(split.paths), unit=" images", disable=None) as bar:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for batch in data_loader.read_images(split.paths, size, BATCH, workers):
+            file.write(batch.tobytes())
+            bar.update(len(batch))
+    with open(labels, "wb") as file:
+        np.save(file, data_manager.relabel(split.pids))
 
 
 def main() -> None:
@@ -48,10 +47,17 @@ def main() -> None:
     utils.start_log()
     splits = data_manager.sysu_train(args.data_path)
     utils.make_folder(args.data_path, "--data_path")
-    for modality, split in zip(("rgb", "ir"), splits, strict=True):
-        write_arrays(args.data_path, modality, split, (args.img_h, args.img_w), args.workers)
-        persons = len(np.unique(split.pids))
-        log.info("%s: %d images of %d persons at %d x %d", modality, len(split.paths), persons, args.img_h, args.img_w)
+    with contextlib.ExitStack() as stack:  # the arrays take their names when all four are whole
+        for modality, split in zip(("rgb", "ir"), splits, strict=True):
+            persons = len(np.unique(split.pids))
+            log.info(
+                "%s: %d images of %d persons to %d x %d", modality, len(split.paths), persons, args.img_h, args.img_w
+            )
+            files = [
+                stack.enter_context(utils.whole_file(f)) for f in data_loader.sysu_arrays(args.data_path, modality)
+            ]
+            write_arrays(*files, split, (args.img_h, args.img_w), args.workers)
+    log.info("written: %s", os.path.join(args.data_path, "train_{rgb,ir}_resized_{img,label}.npy"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 LOG_EVERY = 50  # steps
+IN_NAME = ("optim", "dist_type", "thd", "drop", "low_dim", "batch_size", "per_img", "img_h", "img_w", "mode", "seed")
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--img_h {args.img_h} is too low for six stripes: give {least_height()} or more")
     if args.test_only and not args.resume:
         parser.error("--test-only scores a checkpoint: name it with --resume")
+    if args.resume:
+        args.resume = utils.find_checkpoint(args.resume, args.model_path)
     return args
 
 
@@ -144,9 +148,25 @@ def train_epoch(
 def test_splits(args: argparse.Namespace) -> tuple[data_manager.Split, data_manager.Split]:
     """Query and gallery of the test that runs during training: one draw, single-shot (FIDELITY 23)."""
     if args.dataset == "sysu":
-        return data_manager.sysu_query(args.data_path, args.mode), data_manager.sysu_gallery(args.data_path, args.mode)
-    visible, thermal = (data_manager.regdb_split(args.data_path, args.trial, m, "test") for m in ("visible", "thermal"))
-    return visible, thermal
+        query = data_manager.sysu_query(args.data_path, args.mode)
+        gallery = data_manager.sysu_gallery(args.data_path, args.mode)
+    else:
+        query, gallery = (
+            data_manager.regdb_split(args.data_path, args.trial, modality, "test")
+            for modality in ("visible", "thermal")
+        )
+    score(np.zeros((len(query.pids), len(gallery.pids))), query, gallery, args)  # lists that cannot be scored end here
+    log.info("test: %d query and %d gallery images", len(query.pids), len(gallery.pids))
+    return query, gallery
+
+
+def score(
+    distmat: np.ndarray, query: data_manager.Split, gallery: data_manager.Split, args: argparse.Namespace
+) -> Scores:
+    with utils.blame(args.data_path):
+        if args.dataset == "sysu":
+            return eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
+        return eval_regdb(distmat, query.pids, gallery.pids)
 
 
 def evaluate(
@@ -157,24 +177,18 @@ def evaluate(
     device: torch.device,
 ) -> dict[str, Scores]:
     """Log and return the scores of the fc and the pool5 features."""
-    size = (args.img_h, args.img_w)
+
+    def embed(split: data_manager.Split, modality: str) -> dict[str, np.ndarray]:
+        size = (args.img_h, args.img_w)
+        images = data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device)
+        return extract_features(net, images, modality)
+
     modalities = ("thermal", "visible") if args.dataset == "sysu" else ("visible", "thermal")
-    query_features, gallery_features = (
-        extract_features(
-            net, data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device), modality
-        )
-        for split, modality in zip((query, gallery), modalities, strict=True)
-    )
+    query_features, gallery_features = map(embed, (query, gallery), modalities)
     scores = {}
     for name in ("fc", "pool5"):
-        distmat = cosine_distmat(query_features[name], gallery_features[name])
-        with utils.blame(args.data_path):
-            if args.dataset == "sysu":
-                scores[name] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
-            else:
-                scores[name] = eval_regdb(distmat, query.pids, gallery.pids)
-        cmc = scores[name].cmc
-        ranks = "  ".join(f"rank-{r} {cmc[r - 1]:.2%}" for r in (1, 5, 10, 20))
+        scores[name] = score(cosine_distmat(query_features[name], gallery_features[name]), query, gallery, args)
+        ranks = "  ".join(f"rank-{r} {scores[name].cmc[r - 1]:.2%}" for r in (1, 5, 10, 20))
         log.info(f"test {name:6s} {ranks}  mAP {scores[name].mAP:.2%}")
     return scores
 
@@ -188,13 +202,22 @@ def load_training_set(args: argparse.Namespace) -> data_loader.TrainingSet:
     return data
 
 
-def restore(checkpoint: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """Continue exactly where the checkpoint stopped (FIDELITY 7); returns its epoch, scores and best score."""
-    progress = {
-        "epoch": checkpoint.get("epoch", -1),
-        "cmc": checkpoint.get("cmc", []),
-        "mAP": checkpoint.get("mAP", 0.0),
-    }
+def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: int | None) -> EmbedNet:
+    """A new network for ``n_class`` persons, or the checkpoint's (any number of persons if ``n_class`` is None)."""
+    if checkpoint is None:
+        return EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
+    found = utils.check_fit(args.resume, checkpoint, describe_weights(checkpoint["net"], args.resume), args)
+    if n_class not in (None, found["n_class"]):
+        utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
+    net = EmbedNet(found["n_class"], args.low_dim, args.drop, args.arch, pretrained="none")
+    load_weights(net, checkpoint["net"], args.resume)
+    log.info("resumed %s, which finished epoch %s", args.resume, checkpoint.get("epoch"))
+    return net
+
+
+def restore(checkpoint: dict, optimizer: torch.optim.Optimizer, progress: dict) -> dict:
+    """Continue exactly where the checkpoint stopped (FIDELITY 7); ``progress`` with its epoch and scores."""
+    progress = progress | {name: checkpoint[name] for name in progress if name in checkpoint}
     if "optimizer" not in checkpoint:
         log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
         return progress | {"best": {"rank1": max(progress["cmc"], default=-1.0), "epoch": progress["epoch"]}}
@@ -202,7 +225,7 @@ def restore(checkpoint: dict, optimizer: torch.optim.Optimizer) -> dict:
     torch.set_rng_state(checkpoint["rng"]["torch"])
     if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
-    return progress | {"best": checkpoint["best"]}
+    return progress
 
 
 def main() -> None:
@@ -215,66 +238,46 @@ def main() -> None:
 
     # Data
     query, gallery = test_splits(args)
-    log.info(
-        "test: %d query and %d gallery images of %d persons", len(query.pids), len(gallery.pids), len({*gallery.pids})
-    )
-    if not args.test_only:
-        data = load_training_set(args)
-        with utils.blame(args.data_path):
-            sampler = data_loader.IdentitySampler(
-                data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed
-            )
-        batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device)
-        utils.make_folder(args.model_path, "--model_path")
-
-    # Network
-    if args.resume:
-        path = utils.find_checkpoint(args.resume, args.model_path)
-        checkpoint = utils.load_checkpoint(path)
-        n_class = utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), args)["n_class"]
-        if not args.test_only and n_class != data.n_class:
-            utils.fail(f"{path} was trained on {n_class} persons, but {args.data_path} has {data.n_class}")
-        net = EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained="none")
-        load_weights(net, checkpoint["net"], path)
-        log.info("resumed %s, which finished epoch %s", path, checkpoint.get("epoch"))
-    else:
-        net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
-    net.to(device, memory_format=torch.channels_last)
+    checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if args.test_only:
+        net = build_network(args, checkpoint, None).to(device, memory_format=torch.channels_last)
         evaluate(net, query, gallery, args, device)
         return
+    data = load_training_set(args)
+    with utils.blame(args.data_path):
+        labels = data.visible_labels, data.thermal_labels
+        sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
+    batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device)
 
-    # Optimizer and state
+    # Network, optimizer, and how far the run has come
+    net = build_network(args, checkpoint, data.n_class).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(net, args)
     hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
     progress = {"epoch": -1, "cmc": [], "mAP": 0.0, "best": {"rank1": -1.0, "epoch": None}}
-    if args.resume:
-        progress = restore(checkpoint, optimizer)
+    if checkpoint:
+        progress = restore(checkpoint, optimizer, progress)
         if progress["epoch"] >= args.epochs:
             utils.fail(
-                f"{path} has finished epoch {progress['epoch']}: nothing is left to train up to --epochs {args.epochs}"
+                f"{args.resume} has finished epoch {progress['epoch']}: --epochs {args.epochs} leaves nothing to do"
             )
+    utils.make_folder(args.model_path, "--model_path")
     best_file, last_file = (os.path.join(args.model_path, f"{run}_{kind}.t") for kind in ("best", "last"))
+    good_file = args.resume
 
-    # Epochs
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
         set_learning_rate(optimizer, learning_rate(epoch, args.lr))
         try:
             train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
         except FloatingPointError as error:
-            kept = (
-                f"the last good checkpoint is {last_file}"
-                if os.path.exists(last_file)
-                else "no checkpoint was saved yet"
-            )
+            kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
             raise FloatingPointError(f"{error}; {kept}; a lower --lr or --w_hc may help") from None
         progress["epoch"] = epoch
         files = [last_file]
         if epoch > 0 and epoch % 2 == 0:
             scores = evaluate(net, query, gallery, args, device)["fc"]
             progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
-            if progress["cmc"][0] > progress["best"]["rank1"]:
-                progress["best"] = {"rank1": progress["cmc"][0], "epoch": epoch}
+            if scores.cmc[0] > progress["best"]["rank1"]:
+                progress["best"] = {"rank1": float(scores.cmc[0]), "epoch": epoch}
                 files.append(best_file)
         if epoch > 10 and epoch % args.save_epoch == 0:
             files.append(os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
@@ -287,10 +290,14 @@ def main() -> None:
         }
         for file in files:
             utils.save_checkpoint(file, state)
-    log.info("last epoch: %d, saved as %s", args.epochs, last_file)
-    if progress["best"]["epoch"] is not None:
-        log.info("best rank-1 while training: %.2f%%, epoch %d, saved as %s", 100 * progress["best"]["rank1"],
-                 progress["best"]["epoch"], best_file)  # fmt: skip
+        good_file = last_file
+
+    log.info("epoch %d was the last one, saved as %s", args.epochs, last_file)
+    best = progress["best"]
+    if best["epoch"] is not None:
+        log.info(
+            "best rank-1 while training: %.2f%% at epoch %d, saved as %s", 100 * best["rank1"], best["epoch"], best_file
+        )
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -299,19 +306,7 @@ def run_name(args: argparse.Namespace) -> str:
     if args.dataset == "regdb":
         name += f"_trial{args.trial}"
     parser = build_parser()
-    for flag in (
-        "optim",
-        "dist_type",
-        "thd",
-        "drop",
-        "low_dim",
-        "batch_size",
-        "per_img",
-        "img_h",
-        "img_w",
-        "mode",
-        "seed",
-    ):
+    for flag in IN_NAME:
         value = getattr(args, flag)
         if value != parser.get_default(flag):
             name += f"_{flag.replace('_', '')}{value}"

@@ -63,57 +63,41 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
-    parser.add_argument("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)")
-    parser.add_argument("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)")
-    parser.add_argument("--workers", type=number(int, 0), default=4, help="threads that read images (%(default)s)")
+    add = parser.add_argument
+    add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
+    add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)")
+    add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)")
+    add("--workers", type=number(int, 0), default=4, help="threads that read images (%(default)s)")
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that train.py and test.py have in common."""
-    parser.add_argument("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)")
+    add = parser.add_argument
+    add("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)")
     add_data_flags(parser)
-    parser.add_argument(
-        "--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)"
-    )
-    parser.add_argument(
-        "--low-dim", type=number(int, 1), default=512, help="dimensions of a stripe's feature (%(default)s)"
-    )
-    parser.add_argument(
-        "--drop", type=number(float, 0, 1), default=0.0, help="dropout before the classifiers (%(default)s)"
-    )
-    parser.add_argument(
-        "--pretrained",
-        default="imagenet",
-        help="start of both streams: imagenet, none (random) or a file (%(default)s)",
-    )
-    parser.add_argument("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path")
-    parser.add_argument("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
-    parser.add_argument("--log-path", default="log/", help="folder of the log files (%(default)s)")
-    parser.add_argument("--test-batch", type=number(int, 1), default=64, help="images per test batch (%(default)s)")
-    parser.add_argument("--gpu", default="0", help="number of the GPU (%(default)s)")
-    parser.add_argument("--seed", type=number(int, 0, 2**32), default=1, help="seed of everything random (%(default)s)")
+    add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)")
+    add("--low-dim", type=number(int, 1), default=512, help="dimensions of a stripe's feature (%(default)s)")
+    add("--drop", type=number(float, 0, 1), default=0.0, help="dropout before the classifiers (%(default)s)")
+    add("--pretrained", default="imagenet", help="streams start from imagenet, none (random) or a file (%(default)s)")
+    add("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path")
+    add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
+    add("--log-path", default="log/", help="folder of the log files (%(default)s)")
+    add("--test-batch", type=number(int, 1), default=64, help="images per test batch (%(default)s)")
+    add("--gpu", default="0", help="number of the GPU (%(default)s)")
+    add("--seed", type=number(int, 0, 2**32), default=1, help="seed of everything random (%(default)s)")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Flags that only training needs; test.py takes and ignores them, since published commands pass them."""
-    by_dataset = "(default: as published for the dataset)"
     add = parser.add_argument
+    published = "(as published for the dataset)"
     return [
-        add(
-            "--lr", type=number(float, 0, above=True), help=f"learning rate, a tenth of it for the ResNets {by_dataset}"
-        ),
+        add("--lr", type=number(float, 0, above=True), help=f"learning rate; the ResNets' is a tenth {published}"),
         add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)"),
-        add(
-            "--epochs",
-            type=number(int, 0),
-            help=f"number of the last epoch: N trains N + 1 epochs, 0 to N {by_dataset}",
-        ),
+        add("--epochs", type=number(int, 0), help=f"the last epoch: N trains N + 1 epochs, 0 to N {published}"),
         add("--batch-size", type=number(int, 1), default=32, help="images of each modality in a batch (%(default)s)"),
-        add(
-            "--per-img", type=number(int, 1), default=8, help="images of a person and modality in a batch (%(default)s)"
-        ),
-        add("--w-hc", type=number(float, 0), help=f"weight of the Hetero-Center loss {by_dataset}"),
+        add("--per-img", type=number(int, 1), default=8, help="of these, images of each person (%(default)s)"),
+        add("--w-hc", type=number(float, 0), help=f"weight of the Hetero-Center loss {published}"),
         add("--thd", type=number(float, 0), default=0.0, help="margin of the Hetero-Center loss (%(default)s)"),
         add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)"),
         add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch's checkpoint (%(default)s)"),
