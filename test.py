@@ -6,7 +6,8 @@
 
 Each distinct image is embedded once, whatever the number of trials and protocols. The network's shape and the image
 size are read from the checkpoint. The table is printed; --log_path gets test_<name>.log, and test_<name>.json with the
-scores of every trial. The rows "chance" are random rankings of the same lists.
+scores of every trial. The rows "chance" are random rankings of the same lists. The flags that only train.py needs are
+accepted and ignored.
 """
 
 import argparse
@@ -48,8 +49,14 @@ class Row(NamedTuple):
 def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     """The parser, and those of its flags that have no effect here."""
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    utils.add_shared_flags(parser)
+    for flag in utils.add_shared_flags(parser):
+        if flag.dest in ("arch", "low_dim", "drop", "img_h", "img_w"):
+            flag.default, flag.help = None, flag.help.replace("%(default)s", "the checkpoint's")
+    unused = utils.add_training_flags(parser)
+    for flag in unused:
+        flag.default, flag.help = None, argparse.SUPPRESS
     add = parser.add_argument
+    add("--pretrained", help="score an untrained network instead of a checkpoint: imagenet, none or a file")
     add("--mode", choices=["all", "indoor", "both"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--gall-mode", choices=["single", "multi", "both"], default="single", help="SYSU-MM01 shots (%(default)s)")
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
@@ -59,10 +66,6 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
         default="v2t",
         help="RegDB: visible to thermal or back (%(default)s)",
     )
-    unused = utils.add_training_flags(parser.add_argument_group("flags of train.py, accepted and ignored"))
-    # None means not given: the checkpoint decides.
-    parser.set_defaults(**dict.fromkeys(("arch", "low_dim", "drop", "img_h", "img_w", "pretrained")))
-    parser.set_defaults(**{flag.dest: None for flag in unused})
     return parser, unused
 
 

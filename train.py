@@ -35,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     utils.add_shared_flags(parser)
     utils.add_training_flags(parser)
+    parser.add_argument(
+        "--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)"
+    )
     parser.add_argument("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
     parser.add_argument(
         "--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)"

@@ -62,29 +62,32 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
     return parse
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = parser.add_argument
-    add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
-    add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)")
-    add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)")
-    add("--workers", type=number(int, 0), default=4, help="threads that read images (%(default)s)")
+    return [
+        add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)"),
+        add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)"),
+        add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)"),
+        add("--workers", type=number(int, 0), default=4, help="threads that read images (%(default)s)"),
+    ]
 
 
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+def add_shared_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Flags that train.py and test.py have in common."""
     add = parser.add_argument
-    add("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)")
-    add_data_flags(parser)
-    add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)")
-    add("--low-dim", type=number(int, 1), default=512, help="dimensions of a stripe's feature (%(default)s)")
-    add("--drop", type=number(float, 0, 1), default=0.0, help="dropout before the classifiers (%(default)s)")
-    add("--pretrained", default="imagenet", help="streams start from imagenet, none (random) or a file (%(default)s)")
-    add("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path")
-    add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
-    add("--log-path", default="log/", help="folder of the log files (%(default)s)")
-    add("--test-batch", type=number(int, 1), default=64, help="images per test batch (%(default)s)")
-    add("--gpu", default="0", help="number of the GPU (%(default)s)")
-    add("--seed", type=number(int, 0, 2**32), default=1, help="seed of everything random (%(default)s)")
+    return [
+        add("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)"),
+        *add_data_flags(parser),
+        add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)"),
+        add("--low-dim", type=number(int, 1), default=512, help="dimensions of a stripe's feature (%(default)s)"),
+        add("--drop", type=number(float, 0, 1), default=0.0, help="dropout before the classifiers (%(default)s)"),
+        add("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path"),
+        add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)"),
+        add("--log-path", default="log/", help="folder of the log files (%(default)s)"),
+        add("--test-batch", type=number(int, 1), default=64, help="images per test batch (%(default)s)"),
+        add("--gpu", default="0", help="number of the GPU (%(default)s)"),
+        add("--seed", type=number(int, 0, 2**32), default=1, help="seed of everything random (%(default)s)"),
+    ]
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:

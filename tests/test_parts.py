@@ -8,12 +8,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 import utils
 from eval_metrics import BLOCK, eval_regdb, eval_sysu, extract_features
 from loss import HeteroCenterLoss
-from model import EmbedNet, describe_weights, least_height
+from model import EmbedNet, _stripes, describe_weights, least_height
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
@@ -145,6 +146,15 @@ def test_least_height(num_parts):
         net(torch.randn(1, 3, height - 1, 32))
     with pytest.raises(ValueError, match="nothing to embed"):
         net()
+
+
+@pytest.mark.parametrize("height", [6, 7, 11, 18, 20])
+def test_stripes_overlap_where_six_does_not_divide_the_height(height):
+    """The published pooling: an average pool of height H - 5 s, moved by s = H // 6 (FIDELITY 20)."""
+    x = torch.randn(2, 5, height, 3, dtype=torch.float64)
+    stride = height // 6
+    pooled = F.avg_pool2d(x, kernel_size=(height - 5 * stride, 3), stride=(stride, 3))
+    torch.testing.assert_close(torch.stack(_stripes(x, 6), dim=2), pooled[..., 0], rtol=0, atol=1e-12)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

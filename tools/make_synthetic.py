@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class Difficulty:
 
 EASY = Difficulty(0.0, 0.8, 0.35, 0.25, 0.5, 0.012, 0.05, 3.0, 0.3, 0.4, 0.0)
 HARD = Difficulty(1.0, 0.3, 1.0, 1.0, 1.0, 0.045, 0.25, 14.0, 1.2, 1.0, 0.4)
-MEDIUM = Difficulty(*((e + h) / 2 for e, h in zip(asdict(EASY).values(), asdict(HARD).values(), strict=True)))
+MEDIUM = Difficulty(*(0.75 * easy + 0.25 * hard for easy, hard in zip(astuple(EASY), astuple(HARD), strict=True)))
 DIFFICULTIES = {"easy": EASY, "medium": MEDIUM, "hard": HARD}
 
 
