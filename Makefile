@@ -5,7 +5,6 @@ PY := .venv/bin/python
 
 .PHONY: test demo
 .DELETE_ON_ERROR:
-.SECONDARY:
 
 test: .venv/ready
 	$(PY) -m ruff check .
@@ -22,9 +21,8 @@ test: .venv/ready
 
 DATA := demo/SYSU-MM01
 NETWORK := --arch resnet18 --img_h 96 --img_w 48 --pretrained none
-TRAINING := $(NETWORK) --per_img 4 --lr 0.05 --epochs 1 --data_path $(DATA) --model_path demo/models --log_path demo/logs
-TESTING := --mode both --gall-mode both --data_path $(DATA) --model_path demo/models --log_path demo/logs
-RUN = sysu_id_resnet18_lr0.05_whc$(1)_perimg4_imgh96_imgw48_last
+FOLDERS := --data_path $(DATA) --model_path demo/models --log_path demo/logs
+RUN = sysu_id_resnet18_lr0.05_whc$(1)_imgh96_imgw48_perimg4_pretrainednone_last
 RESULT = demo/logs/test_$(1)_both-both.json
 UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
@@ -40,14 +38,12 @@ $(DATA)/synthetic.json: | .venv/ready
 demo/persons.png: $(DATA)/synthetic.json
 	$(PY) -m tools.visualize samples $(DATA) --out $@
 
-$(DATA)/train_ir_resized_label.npy: $(DATA)/synthetic.json
+$(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
 	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 48
 
-demo/models/$(call RUN,%).t: $(DATA)/train_ir_resized_label.npy
-	$(PY) train.py $(TRAINING) --w_hc $*
-
-$(call RESULT,$(call RUN,%)): demo/models/$(call RUN,%).t
-	$(PY) test.py $(TESTING) --resume $(notdir $<)
+$(call RESULT,$(call RUN,%)): $(DATA)/train_rgb_resized_img.npy
+	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.05 --epochs 1 --w_hc $*
+	$(PY) test.py $(FOLDERS) --mode both --gall-mode both --resume $(call RUN,$*).t
 
 $(UNTRAINED): $(DATA)/synthetic.json
-	$(PY) test.py $(TESTING) $(NETWORK)
+	$(PY) test.py $(FOLDERS) --mode both --gall-mode both $(NETWORK)

@@ -15,6 +15,8 @@ Whatever is missing or malformed on disk is an ``OSError`` whose one-line messag
 import logging
 import os
 import random
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -99,8 +101,8 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
     for number, line in enumerate(_read_text(index, root).splitlines(), 1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
+        path, label, *_ = [*line.rsplit(None, 1), ""]
+        if not re.fullmatch("[0-9]{1,9}", label):
             raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
         if os.path.isabs(path) or ".." in path.split("/"):
             raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
@@ -113,12 +115,8 @@ def paired(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
     alone = sorted(set(visible.pids.tolist()) ^ set(thermal.pids.tolist()))
     if alone:
         log.warning("left out of training, for they have images in one modality only: persons %s", _shorten(alone))
-    kept = tuple(
-        Split([s.paths[i] for i in keep], s.pids[keep], s.camids[keep])
-        for s in (visible, thermal)
-        for keep in [np.flatnonzero(~np.isin(s.pids, alone))]
-    )
-    return tuple(_not_empty(s, root, "no training person has images in both modalities") for s in kept)
+    complaint = "no training person has images in both modalities"
+    return tuple(_not_empty(_without(split, alone), root, complaint) for split in (visible, thermal))
 
 
 def relabel(pids: np.ndarray) -> np.ndarray:
@@ -131,9 +129,15 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"mode is {mode!r}: give 'all' or 'indoor'")
 
 
-def _split(rows) -> Split:
-    paths, pids, camids = zip(*rows, strict=True) if (rows := list(rows)) else ((), (), ())
-    return Split(list(paths), np.array(pids, dtype=np.int64), np.array(camids, dtype=np.int64))
+def _split(rows: Iterable[tuple[str, int, int]]) -> Split:
+    rows = list(rows)
+    pids, camids = (np.array([row[column] for row in rows], dtype=np.int64) for column in (1, 2))
+    return Split([row[0] for row in rows], pids, camids)
+
+
+def _without(split: Split, pids: list[int]) -> Split:
+    keep = np.flatnonzero(~np.isin(split.pids, pids))
+    return Split([split.paths[i] for i in keep], split.pids[keep], split.camids[keep])
 
 
 def _not_empty(split: Split, root: str, complaint: str) -> Split:
@@ -155,17 +159,16 @@ def _images(root: str, cam: int, pid: int) -> list[str]:
 def _read_ids(root: str, subset: str) -> list[int]:
     path = os.path.join(root, "exp", f"{subset}_id.txt")
     first_line = _read_text(path, root).partition("\n")[0]
-    try:
-        return [int(word) for word in first_line.split(",")]
-    except ValueError:
-        raise OSError(f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}") from None
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", first_line):
+        raise OSError(f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}")
+    return [int(word) for word in first_line.split(",")]
 
 
 def _read_text(path: str, root: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} not found: --data_path must name the dataset's folder, not {root!r}") from None
     except UnicodeDecodeError:
         raise OSError(f"{path} is not a text file") from None

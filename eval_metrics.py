@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+RANKS = (1, 5, 10, 20)  # the reported ones
 BLOCK = 2**22  # distances ranked at a time: bounds the memory whatever the number of queries
 
 
@@ -20,6 +21,10 @@ class Scores(NamedTuple):
     cmc: np.ndarray
     mAP: float
     mINP: float
+
+    def __str__(self) -> str:
+        ranks = "  ".join(f"rank-{r} {self.cmc[r - 1]:.2%}" for r in RANKS if r <= len(self.cmc))
+        return f"{ranks}  mAP {self.mAP:.2%}  mINP {self.mINP:.2%}"
 
 
 def eval_sysu(

@@ -23,26 +23,27 @@ from tqdm import tqdm
 import data_loader
 import data_manager
 import utils
-from eval_metrics import Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
+from eval_metrics import RANKS, Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
 from model import EmbedNet, describe_weights, least_height, load_weights
 
+FROM_CHECKPOINT = ("arch", "low_dim", "drop", "img_h", "img_w")  # flags that it decides, unless they are given
 FEATURES = ("fc", "pool5", "chance")
-RANKS = (1, 5, 10, 20)
 SYSU_TRIALS, REGDB_TRIALS = range(10), range(1, 11)
 
 log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """A row of the result table: scores of each trial under one protocol."""
+    """A row of the result table: the scores under one protocol, by number of the trial."""
 
     protocol: str
     feature: str
-    trials: list[Scores]
+    trials: dict[int, Scores]
 
     def mean_and_std(self) -> dict[str, tuple[float, float]]:
-        measures = {f"rank{r}": [t.cmc[r - 1] for t in self.trials] for r in RANKS}
-        measures |= {"mAP": [t.mAP for t in self.trials], "mINP": [t.mINP for t in self.trials]}
+        trials = self.trials.values()
+        measures = {f"rank{r}": [t.cmc[r - 1] for t in trials] for r in RANKS}
+        measures |= {"mAP": [t.mAP for t in trials], "mINP": [t.mINP for t in trials]}
         return {name: (float(np.mean(values)), float(np.std(values))) for name, values in measures.items()}
 
 
@@ -50,7 +51,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     """The parser, and those of its flags that have no effect here."""
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in utils.add_shared_flags(parser):
-        if flag.dest in ("arch", "low_dim", "drop", "img_h", "img_w"):
+        if flag.dest in FROM_CHECKPOINT:
             flag.default, flag.help = None, flag.help.replace("%(default)s", "the checkpoint's")
     unused = utils.add_training_flags(parser)
     for flag in unused:
@@ -98,12 +99,13 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
         path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
         checkpoint = utils.load_checkpoint(path)
         flags = argparse.Namespace(**{**vars(args), "trial": trial})
-        settings |= utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), flags)
+        fixed = ["dataset", "arch", "low_dim", *(["trial"] if args.dataset == "regdb" else [])]
+        settings |= utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), flags, fixed)
         settings |= {"checkpoint": path, "epoch": checkpoint.get("epoch")}
         log.info("checkpoint: %s, epoch %s", path, settings["epoch"])
         if args.dataset == "regdb" and "trial" not in settings:
             log.warning("%s does not say which trial it was trained on: make sure that it was %s", path, trial)
-    settings |= {name: given for name, given in vars(args).items() if name in settings and given is not None}
+    settings |= {name: vars(args)[name] for name in FROM_CHECKPOINT if vars(args)[name] is not None}
     if settings["img_h"] < least_height():
         utils.fail(f"--img_h {settings['img_h']} is too low for six stripes: give {least_height()} or more")
     drop = 0.5 if settings["has_drop"] else 0.0  # the rate does not matter in evaluation
@@ -114,10 +116,10 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
     return net.to(device, memory_format=torch.channels_last), settings
 
 
-def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, split: data_manager.Split, modality: str) -> dict:
+def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, paths: list[str], modality: str) -> dict:
     size = settings["img_h"], settings["img_w"]
     device = next(net.parameters()).device
-    batches = data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device)
+    batches = data_loader.ImageBatches(paths, size, args.test_batch, args.workers, device)
     return extract_features(net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
 
 
@@ -142,21 +144,21 @@ def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row]
     # Each distinct gallery image is embedded once, whatever the number of draws that it is in.
     paths = sorted({path for draws in galleries.values() for gallery in draws for path in gallery.paths})
     place = {path: i for i, path in enumerate(paths)}
-    query_features = embed(net, settings, args, query, "thermal")
-    gallery_features = embed(net, settings, args, data_manager.Split(paths, None, None), "visible")
+    query_features = embed(net, settings, args, query.paths, "thermal")
+    gallery_features = embed(net, settings, args, paths, "visible")
 
     rows = []
     for protocol, draws in galleries.items():
         log.info("%s: %d queries, %d gallery images of %d persons, %d trials", protocol, len(query.paths),
                  len(draws[0].paths), len({*draws[0].pids}), len(draws))  # fmt: skip
-        by_feature = {feature: Row(protocol, feature, []) for feature in FEATURES}
+        by_feature = {feature: Row(protocol, feature, {}) for feature in FEATURES}
         for trial, gallery in zip(SYSU_TRIALS, draws, strict=True):
             picks = [place[path] for path in gallery.paths]
             picked = {name: values[picks] for name, values in gallery_features.items()}
             for feature, row in by_feature.items():
                 distmat = distances(feature, query_features, picked, np.random.default_rng([args.seed, trial]))
                 with utils.blame(args.data_path):
-                    row.trials.append(eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids))
+                    row.trials[trial] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
         rows += by_feature.values()
     return rows, [settings]
 
@@ -164,30 +166,29 @@ def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row]
 def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:
     """A row per direction and kind of feature, and the settings of each trial's network."""
     searches = ["v2t", "t2v"] if args.search == "both" else [args.search]
-    rows = {(search, feature): Row(search, feature, []) for search in searches for feature in FEATURES}
+    rows = {(search, feature): Row(search, feature, {}) for search in searches for feature in FEATURES}
     networks = []
     for trial in REGDB_TRIALS if args.trial == "all" else [args.trial]:
         visible, thermal = (data_manager.regdb_split(args.data_path, trial, m, "test") for m in ("visible", "thermal"))
         net, settings = load_network(args, device, trial)
         networks.append(settings)
         log.info("trial %d: %d visible and %d thermal images", trial, len(visible.paths), len(thermal.paths))
-        visible_side = visible, embed(net, settings, args, visible, "visible")
-        thermal_side = thermal, embed(net, settings, args, thermal, "thermal")
+        visible_side = visible, embed(net, settings, args, visible.paths, "visible")
+        thermal_side = thermal, embed(net, settings, args, thermal.paths, "thermal")
         for (search, feature), row in rows.items():
             sides = (visible_side, thermal_side) if search == "v2t" else (thermal_side, visible_side)
             (query, query_features), (gallery, gallery_features) = sides
             distmat = distances(feature, query_features, gallery_features, np.random.default_rng([args.seed, trial]))
             with utils.blame(args.data_path):
-                row.trials.append(eval_regdb(distmat, query.pids, gallery.pids))
+                row.trials[trial] = eval_regdb(distmat, query.pids, gallery.pids)
     return [*rows.values()], networks
 
 
 def report(rows: list[Row]) -> None:
     log.info("")
     for row in rows:
-        for number, t in enumerate(row.trials):
-            ranks = "  ".join(f"rank-{r} {t.cmc[r - 1]:.2%}" for r in RANKS)
-            log.debug(f"{row.protocol}  {row.feature}  trial {number}: {ranks}  mAP {t.mAP:.2%}  mINP {t.mINP:.2%}")
+        for trial, scores in row.trials.items():
+            log.debug(f"{row.protocol}  {row.feature}  trial {trial}: {scores}")
     columns = [*(f"rank-{r}" for r in RANKS), "mAP", "mINP"]
     log.info(f"{'protocol':24s} {'features':9s}" + "".join(f"{column:>15s}" for column in columns) + "   %, mean ± std")
     for row in rows:
@@ -202,7 +203,9 @@ def write_json(path: str, rows: list[Row], networks: list[dict], args: argparse.
             "feature": row.feature,
             "mean": {name: mean for name, (mean, _) in row.mean_and_std().items()},
             "std": {name: std for name, (_, std) in row.mean_and_std().items()},
-            "trials": [{"cmc": t.cmc.tolist(), "mAP": t.mAP, "mINP": t.mINP} for t in row.trials],
+            "trials": [
+                {"trial": trial, "cmc": t.cmc.tolist(), "mAP": t.mAP, "mINP": t.mINP} for trial, t in row.trials.items()
+            ],
         }
         for row in rows
     ]
@@ -213,7 +216,8 @@ def write_json(path: str, rows: list[Row], networks: list[dict], args: argparse.
 
 def main() -> None:
     args, ignored = parse_args()
-    name = os.path.basename(args.resume).removesuffix(".t") or f"untrained_{os.path.basename(args.pretrained)}"
+    name = f"untrained_{os.path.basename(args.pretrained)}" if args.pretrained else os.path.basename(args.resume)
+    name = name.removesuffix(".t")
     what = f"{args.mode}-{args.gall_mode}" if args.dataset == "sysu" else f"trial-{args.trial}-{args.search}"
     output = os.path.join(args.log_path, f"test_{name}_{what}")
     utils.start_log(f"{output}.log")

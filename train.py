@@ -26,7 +26,9 @@ from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 LOG_EVERY = 50  # steps
-IN_NAME = ("optim", "dist_type", "thd", "drop", "low_dim", "batch_size", "per_img", "img_h", "img_w", "mode", "seed")
+# What decides a checkpoint's scores, and what a run comes to: resuming needs the same values.
+NETWORK_FLAGS = ("arch", "low_dim", "drop", "img_h", "img_w")
+RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)"
     )
-    parser.add_argument("--test-only", action="store_true", help="score the --resume checkpoint and stop")
     return parser
 
 
@@ -103,7 +104,7 @@ def train_step(
         Cross-entropy and Hetero-Center loss of each stripe, (stripes,) both, and the share of right classifications.
 
     Raises:
-        FloatingPointError: the loss is not finite; the network is left as it was before the step.
+        FloatingPointError: the loss is not finite; no parameter was changed.
     """
     visible, thermal, visible_labels, thermal_labels = batch
     logits, feats = net(visible, thermal)
@@ -136,7 +137,7 @@ def train_epoch(
         try:
             ce, hc, accuracy = train_step(net, optimizer, batch, hc_loss, w_hc)
         except FloatingPointError as error:
-            raise FloatingPointError(f"the loss is not finite at epoch {epoch}, step {step} ({error})") from None
+            raise FloatingPointError(f"the loss is not finite at step {step} ({error})") from None
         total += torch.stack([ce.mean(), hc.mean(), accuracy]).cpu()
         ce, hc, accuracy = (total / step).tolist()
         bar.set_postfix_str(f"loss {ce + w_hc * hc:.3f} (CE {ce:.3f}, HC {hc:.3f}) accuracy {accuracy:.1%}")
@@ -146,9 +147,10 @@ def train_epoch(
                 f"epoch {epoch:3d} step {step:4d}/{steps}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  HC {hc:.4f}  "
                 f"accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
             )
+    extract_features(net, [batch[0]], "visible")  # raises if the last step has broken the network
 
 
-def test_splits(args: argparse.Namespace) -> tuple[data_manager.Split, data_manager.Split]:
+def query_and_gallery(args: argparse.Namespace) -> tuple[data_manager.Split, data_manager.Split]:
     """Query and gallery of the test that runs during training: one draw, single-shot (FIDELITY 23)."""
     if args.dataset == "sysu":
         query = data_manager.sysu_query(args.data_path, args.mode)
@@ -191,8 +193,7 @@ def evaluate(
     scores = {}
     for name in ("fc", "pool5"):
         scores[name] = score(cosine_distmat(query_features[name], gallery_features[name]), query, gallery, args)
-        ranks = "  ".join(f"rank-{r} {scores[name].cmc[r - 1]:.2%}" for r in (1, 5, 10, 20))
-        log.info(f"test {name:6s} {ranks}  mAP {scores[name].mAP:.2%}")
+        log.info(f"test {name:6s} {scores[name]}")
     return scores
 
 
@@ -209,7 +210,10 @@ def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: in
     """A new network for ``n_class`` persons, or the checkpoint's (any number of persons if ``n_class`` is None)."""
     if checkpoint is None:
         return EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
-    found = utils.check_fit(args.resume, checkpoint, describe_weights(checkpoint["net"], args.resume), args)
+    found = describe_weights(checkpoint["net"], args.resume)
+    fixed = ["dataset", *NETWORK_FLAGS, *(["trial"] if args.dataset == "regdb" else [])]
+    fixed += [] if args.test_only else ["lr", "w_hc", *RUN_FLAGS]
+    utils.check_fit(args.resume, checkpoint, found, args, fixed)
     if n_class not in (None, found["n_class"]):
         utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
     net = EmbedNet(found["n_class"], args.low_dim, args.drop, args.arch, pretrained="none")
@@ -218,16 +222,16 @@ def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: in
     return net
 
 
-def restore(checkpoint: dict, optimizer: torch.optim.Optimizer, progress: dict) -> dict:
+def restore(checkpoint: dict, optimizer: torch.optim.Optimizer, progress: dict, device: torch.device) -> dict:
     """Continue exactly where the checkpoint stopped (FIDELITY 7); ``progress`` with its epoch and scores."""
     progress = progress | {name: checkpoint[name] for name in progress if name in checkpoint}
     if "optimizer" not in checkpoint:
         log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
-        return progress | {"best": {"rank1": max(progress["cmc"], default=-1.0), "epoch": progress["epoch"]}}
+        return progress | {"best": {"rank1": [*progress["cmc"], -1.0][0], "epoch": progress["epoch"]}}
     optimizer.load_state_dict(checkpoint["optimizer"])
     torch.set_rng_state(checkpoint["rng"]["torch"])
-    if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    if device.type == "cuda" and checkpoint["rng"]["cuda"] is not None:
+        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
     return progress
 
 
@@ -238,9 +242,11 @@ def main() -> None:
     utils.log_run(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
+    if not args.test_only:
+        utils.make_folder(args.model_path, "--model_path")
 
     # Data
-    query, gallery = test_splits(args)
+    query, gallery = query_and_gallery(args)
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if args.test_only:
         net = build_network(args, checkpoint, None).to(device, memory_format=torch.channels_last)
@@ -258,38 +264,43 @@ def main() -> None:
     hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
     progress = {"epoch": -1, "cmc": [], "mAP": 0.0, "best": {"rank1": -1.0, "epoch": None}}
     if checkpoint:
-        progress = restore(checkpoint, optimizer, progress)
+        with utils.blame(args.resume):
+            progress = restore(checkpoint, optimizer, progress, device)
         if progress["epoch"] >= args.epochs:
             utils.fail(
                 f"{args.resume} has finished epoch {progress['epoch']}: --epochs {args.epochs} leaves nothing to do"
             )
-    utils.make_folder(args.model_path, "--model_path")
     best_file, last_file = (os.path.join(args.model_path, f"{run}_{kind}.t") for kind in ("best", "last"))
     good_file = args.resume
+    if not checkpoint and os.path.exists(last_file):
+        log.warning("%s is there already, and will be overwritten; --resume goes on with it", last_file)
 
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
+        files = [last_file]  # written last: what it says of the others holds
         set_learning_rate(optimizer, learning_rate(epoch, args.lr))
         try:
             train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
+            if epoch > 0 and epoch % 2 == 0:
+                scores = evaluate(net, query, gallery, args, device)["fc"]
+                progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
+                if scores.cmc[0] > progress["best"]["rank1"]:
+                    progress["best"] = {"rank1": float(scores.cmc[0]), "epoch": epoch}
+                    files.insert(0, best_file)
         except FloatingPointError as error:
             kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
-            raise FloatingPointError(f"{error}; {kept}; a lower --lr or --w_hc may help") from None
-        progress["epoch"] = epoch
-        files = [last_file]
-        if epoch > 0 and epoch % 2 == 0:
-            scores = evaluate(net, query, gallery, args, device)["fc"]
-            progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
-            if scores.cmc[0] > progress["best"]["rank1"]:
-                progress["best"] = {"rank1": float(scores.cmc[0]), "epoch": epoch}
-                files.append(best_file)
+            raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
         if epoch > 10 and epoch % args.save_epoch == 0:
-            files.append(os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
+            files.insert(0, os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
+        progress["epoch"] = epoch
         state = {
             "net": net.state_dict(),
             **progress,
             "config": {**vars(args), "n_class": data.n_class},
             "optimizer": optimizer.state_dict(),
-            "rng": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "rng": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            },
         }
         for file in files:
             utils.save_checkpoint(file, state)
@@ -297,9 +308,9 @@ def main() -> None:
 
     log.info("epoch %d was the last one, saved as %s", args.epochs, last_file)
     best = progress["best"]
-    if best["epoch"] is not None:
+    if best["epoch"] is not None and os.path.exists(best_file):
         log.info(
-            "best rank-1 while training: %.2f%% at epoch %d, saved as %s", 100 * best["rank1"], best["epoch"], best_file
+            "best rank-1 in training: %.2f%% at epoch %d, saved as %s", 100 * best["rank1"], best["epoch"], best_file
         )
 
 
@@ -309,10 +320,10 @@ def run_name(args: argparse.Namespace) -> str:
     if args.dataset == "regdb":
         name += f"_trial{args.trial}"
     parser = build_parser()
-    for flag in IN_NAME:
+    for flag in (*NETWORK_FLAGS[1:], *RUN_FLAGS, "pretrained"):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
-            name += f"_{flag.replace('_', '')}{value}"
+            name += f"_{flag.replace('_', '')}{os.path.basename(str(value))}"
     return name
 
 

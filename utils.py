@@ -7,10 +7,11 @@ import logging
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import numpy as np
@@ -36,8 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        flags = [(a.partition("=")[0].replace("_", "-") + "".join(a.partition("=")[1:])) for a in args]
-        args = [flag if flag.startswith("--") else a for flag, a in zip(flags, args, strict=True)]
+        args = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), arg) for arg in args]
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -53,10 +53,10 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number of type {kind.__name__}") from None
         if not least <= value < below or (above and value == least):
-            limits = f"{'above' if above else 'at least'} {least}" + (
-                f" and below {below}" if below < float("inf") else ""
+            end = f"below {below}" if below < float("inf") else "finite"
+            raise argparse.ArgumentTypeError(
+                f"must be {'above' if above else 'at least'} {least} and {end}, not {text}"
             )
-            raise argparse.ArgumentTypeError(f"must be {limits}, not {text}")
         return value
 
     return parse
@@ -105,6 +105,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]
         add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)"),
         add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch's checkpoint (%(default)s)"),
         add("--method", default="id", help="a word for the names of the run's files (%(default)s)"),
+        add("--test-only", action="store_true", help="score the --resume checkpoint and stop"),
     ]
 
 
@@ -114,6 +115,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (OSError, FloatingPointError) as error:
         fail(str(error))
+    except torch.OutOfMemoryError:
+        fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -237,9 +240,16 @@ def whole_file(path: str):
 
 
 def save_checkpoint(path: str, state: dict) -> None:
-    """Write a dict of plain types and tensors; ``path`` always holds a whole checkpoint or the one before."""
+    """Write a dict of plain types and tensors; ``path`` always holds a whole checkpoint or the one before.
+
+    Raises:
+        OSError: the file cannot be written, on a full disk for instance.
+    """
     with whole_file(path) as partial:
-        torch.save(state, partial)
+        try:
+            torch.save(state, partial)
+        except RuntimeError as error:  # torch's own word for what the disk refused
+            raise OSError(f"{path} cannot be written ({error}): is the disk full?") from None
 
 
 def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
@@ -258,32 +268,33 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     except Exception as error:  # torch raises whatever the damage leads to
         reason = str(error).partition("\n")[0][:120]
         raise OSError(f"{path} is not a checkpoint that can be loaded ({type(error).__name__}: {reason})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("net"), dict):
+    net, config = (state.get("net"), state.get("config", {})) if isinstance(state, dict) else (None, None)
+    if not isinstance(net, dict) or not isinstance(config, dict) or not all(isinstance(key, str) for key in net):
         raise OSError(f"{path} is not a checkpoint of this method: it has no 'net' with the network's weights")
     # torch.nn.DataParallel, with which some people ran the published code, puts "module." before each name.
-    state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
+    state["net"] = {key.removeprefix("module."): value for key, value in net.items()}
     return {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in state.items()}
 
 
-def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace) -> dict:
+def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace, names: Iterable[str]) -> dict:
     """End the program if flags contradict what a checkpoint was trained with (FIDELITY 14, 24).
 
     Args:
         found: what `model.describe_weights` reads off the weights: arch, low_dim, n_class, has_drop.
         args: flags; one that is None was not given and contradicts nothing.
+        names: flags to compare, where the weights or the checkpoint's ``config`` know them.
 
     Returns:
-        ``found`` and, where the checkpoint has a ``config``, its dataset, trial, drop, img_h and img_w.
+        ``found`` and, where the checkpoint has a ``config``, its dataset, trial, img_h and img_w.
     """
-    config = checkpoint.get("config", {})
-    found = found | {name: config[name] for name in ("dataset", "trial", "drop", "img_h", "img_w") if name in config}
-    for name in ("dataset", "arch", "low_dim", *(["trial"] if args.dataset == "regdb" else [])):
-        given, trained = getattr(args, name), found.get(name)
-        if None not in (given, trained) and given != trained:
-            fail(f"{path} was trained with --{name} {trained}, not {given}: change the flag or the checkpoint")
+    trained = {**checkpoint.get("config", {}), **found}
+    for name in names:
+        given = getattr(args, name)
+        if None not in (given, trained.get(name)) and given != trained[name]:
+            fail(f"{path} was trained with --{name} {trained[name]}, not {given}: change the flag or the checkpoint")
     if args.drop is not None and (args.drop > 0) != found["has_drop"]:
         fail(f"{path} was trained with{'' if found['has_drop'] else 'out'} dropout, unlike --drop {args.drop:g}")
-    return found
+    return found | {name: trained[name] for name in ("dataset", "trial", "img_h", "img_w") if name in trained}
 
 
 def find_checkpoint(resume: str, model_path: str) -> str:

@@ -179,6 +179,14 @@ def test_param_groups():
     assert sorted(n for n, p in net.named_parameters() if not p.requires_grad) == g["never_receives_gradient"]
 
 
+def test_adam_has_the_same_groups_and_decay():
+    net = EmbedNet(3, arch="resnet18", pretrained="none")
+    sgd, adam = (build_optimizer(net, SimpleNamespace(lr=0.01, optim=optim)) for optim in ("sgd", "adam"))
+    assert isinstance(adam, torch.optim.Adam)
+    for a, b in zip(sgd.param_groups, adam.param_groups, strict=True):
+        assert a["params"] == b["params"] and (a["lr"], a["weight_decay"]) == (b["lr"], b["weight_decay"])
+
+
 def test_training_trajectory():
     g = golden("train_traj_resnet18")
     net = golden_net("resnet18", 6).train()

@@ -128,6 +128,15 @@ def test_both_streams_start_alike_and_are_not_shared():
     assert not torch.equal(net.eval()(visible=x)[0], EmbedNet(3, arch="resnet18", pretrained="none").eval()(x)[0])
 
 
+def test_initial_weights_of_heads_and_classifiers():
+    net = EmbedNet(200, low_dim=256, arch="resnet18", pretrained="none")
+    linear, norm, classify = net.feature3.feat_block[0], net.feature3.feat_block[1], net.classifier3.classifier[1]
+    assert linear.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)  # Kaiming, fan-out
+    assert (norm.weight.mean().item(), norm.weight.std().item()) == pytest.approx((1, 0.01), rel=0.2)
+    assert classify.weight.std().item() == pytest.approx(0.001, rel=0.02)
+    assert not any(layer.bias.any() for layer in (linear, norm, classify))
+
+
 def test_pretrained_file(tmp_path):
     resnet = torchvision.models.resnet18(weights=None)
     torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
@@ -155,6 +164,27 @@ def test_stripes_overlap_where_six_does_not_divide_the_height(height):
     stride = height // 6
     pooled = F.avg_pool2d(x, kernel_size=(height - 5 * stride, 3), stride=(stride, 3))
     torch.testing.assert_close(torch.stack(_stripes(x, 6), dim=2), pooled[..., 0], rtol=0, atol=1e-12)
+
+
+# ---- devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "device", "said"),
+    [
+        ("0", 0, "cpu", ["no GPU is available"]),
+        ("1", 0, "cpu", ["no GPU is available"]),
+        ("1", 1, "cuda:0", ["there is no GPU 1; GPU 0 is used"]),
+        ("1", 2, "cuda:1", ["2 GPUs are visible; a run uses one", "device: cuda:1 (H)"]),
+        ("0,1", 2, "cuda:0", ["2 GPUs are visible; a run uses one"]),
+    ],
+)
+def test_device(gpu, count, device, said, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H")
+    assert utils.select_device(gpu) == torch.device(device)
+    assert all(text in caplog.text for text in said)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

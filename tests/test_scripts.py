@@ -17,7 +17,7 @@ import utils
 from data_loader import read_image
 from model import EmbedNet
 
-RUN = "sysu_id_resnet18_lr0.01_whc0.6_lowdim16_batchsize8_perimg4_imgh96_imgw32"
+RUN = "sysu_id_resnet18_lr0.01_whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone"
 
 
 def results(folder: Path) -> dict[tuple[str, str], dict]:
@@ -30,18 +30,18 @@ def results(folder: Path) -> dict[tuple[str, str], dict]:
 
 def test_training_leaves_checkpoints_and_a_log(sysu_run):
     last, best = (utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_{kind}.t")) for kind in ("last", "best"))
-    assert last["epoch"] == 2 and best["epoch"] == 2  # epoch 2 is the first that is tested
-    assert last["best"] == {"rank1": best["cmc"][0], "epoch": 2} and len(best["cmc"]) == 20
+    assert last["epoch"] == 3 and best["epoch"] == 2  # of the epochs 0 to 3 only 2 is tested
+    assert last["best"] == best["best"] == {"rank1": best["cmc"][0], "epoch": 2} and len(best["cmc"]) == 20
     assert last["config"]["n_class"] == 10 and last["config"]["w_hc"] == 0.6
     log = (sysu_run["logs"] / f"{RUN}.log").read_text()
-    assert re.findall(r"epoch +(\d) step", log) == ["0", "1", "2"] and log.count("test fc") == 1
+    assert sorted(set(re.findall(r"epoch +(\d) step", log))) == ["0", "1", "2", "3"] and log.count("test fc") == 1
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", log)]
     assert losses[-1] < losses[0]
 
 
 def test_test_only_repeats_the_score_of_training(sysu_run, tmp_path):
-    flags = [*TINY, "--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
-    out = succeed("train.py", *flags, "--resume", f"{RUN}_best.t", "--test-only")
+    flags = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
+    out = succeed("train.py", *TINY, "--drop", 0.3, *flags, "--resume", f"{RUN}_best.t", "--test-only")
     trained = [line for line in (sysu_run["logs"] / f"{RUN}.log").read_text().splitlines() if line.startswith("test ")]
     assert [line for line in out.splitlines() if line.startswith("test ")] == trained
 
@@ -56,6 +56,7 @@ def test_all_sysu_protocols_in_one_go(sysu_run, tmp_path):
     first = found["all-search single-shot", "fc"]["trials"][0]  # the draw that training tests on
     np.testing.assert_allclose(first["cmc"], trained["cmc"])
     np.testing.assert_allclose(first["mAP"], trained["mAP"])
+    assert len({t["mAP"] for t in found["all-search single-shot", "fc"]["trials"]}) > 1  # each has its own gallery
     row = found["indoor-search multi-shot", "pool5"]
     np.testing.assert_allclose(row["mean"]["rank1"], np.mean([t["cmc"][0] for t in row["trials"]]))
     np.testing.assert_allclose(row["std"]["mAP"], np.std([t["mAP"] for t in row["trials"]]))
@@ -66,29 +67,61 @@ def test_all_sysu_protocols_in_one_go(sysu_run, tmp_path):
 
 
 def test_resumed_run_is_the_uninterrupted_run(sysu_run, tmp_path):
-    """Stopped after epoch 1 and resumed: weights, momentum and scores are bit-identical (FIDELITY 7)."""
-    flags = [*TINY, *TINY_BATCH, "--lr", 0.01, "--data_path", sysu_run["data"], "--model_path", tmp_path]
-    flags += ["--log_path", tmp_path]
-    succeed("train.py", *flags, "--epochs", 1)
-    succeed("train.py", *flags, "--epochs", 2, "--resume", f"{RUN}_last.t")
+    """From epoch 2 on again: weights, momentum, random state and scores are bit-identical (FIDELITY 7)."""
+    flags = [*TINY, *TINY_BATCH, "--epochs", 3, "--lr", 0.01, "--drop", 0.3, "--data_path", sysu_run["data"]]
+    flags += ["--model_path", tmp_path, "--log_path", tmp_path]
+    succeed("train.py", *flags, "--resume", sysu_run["models"] / f"{RUN}_best.t")
     a, b = (utils.load_checkpoint(str(folder / f"{RUN}_last.t")) for folder in (sysu_run["models"], tmp_path))
     assert all(torch.equal(a["net"][key], b["net"][key]) for key in a["net"])
     for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
         assert torch.equal(x["momentum_buffer"], y["momentum_buffer"])
-    assert (a["cmc"], a["mAP"], a["best"]) == (b["cmc"], b["mAP"], b["best"])
+    assert torch.equal(a["rng"]["torch"], b["rng"]["torch"])
+    assert (a["epoch"], a["cmc"], a["mAP"], a["best"]) == (b["epoch"], b["cmc"], b["mAP"], b["best"])
+
+
+def test_resuming_a_published_checkpoint(sysu_tree, tmp_path, bad):
+    """Without optimizer and flags, training goes on from its epoch and best rank-1. A loss that explodes names it."""
+    net = EmbedNet(10, low_dim=16, arch="resnet18", pretrained="none")
+    torch.save({"net": net.state_dict(), "cmc": np.linspace(0.1, 1, 20), "mAP": 0.5, "epoch": 7}, tmp_path / "old.t")
+    before = (tmp_path / "old.t").read_bytes()
+    flags = [*TINY, *TINY_BATCH, "--data_path", sysu_tree, "--model_path", tmp_path, "--log_path", tmp_path]
+    out = succeed("train.py", *flags, "--resume", "old.t", "--epochs", 8)
+    assert "holds no optimizer state" in out and "epoch   8 step" in out and "epoch   7 step" not in out
+    (last,) = tmp_path.glob("*_last.t")
+    state = utils.load_checkpoint(str(last))
+    assert state["epoch"] == 8 and state["best"]["rank1"] >= 0.1
+    line = bad("train.py", *flags, "--resume", "old.t", "--epochs", 8, "--lr", 1e30)
+    assert re.search("epoch 8: .*not finite.*the last good checkpoint is .*old.t", line)
+    assert (tmp_path / "old.t").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ["--optim", "adam", "--dist-type", "l1", "--thd", "0.05", "--drop", "0.3", "--lr", "0.001"],
-        ["--dist-type", "cos", "--w_hc", "0", "--img_h", "120", "--img_w", "40", "--mode", "indoor"],  # scaled arrays
+        [
+            "--dist-type",
+            "cos",
+            "--thd",
+            "100",
+            "--w_hc",
+            "0.1",
+            "--img_h",
+            "120",
+            "--img_w",
+            "40",
+            "--mode",
+            "indoor",
+        ],  # scaled arrays
     ],
 )
 def test_other_settings_train_and_test(sysu_tree, tmp_path, flags):
     out = ["--data_path", sysu_tree, "--model_path", tmp_path, "--log_path", tmp_path]
     succeed("train.py", *TINY, *TINY_BATCH, "--epochs", 0, *flags, *out)
     (checkpoint,) = tmp_path.glob("*.t")
+    assert ("classifier1.classifier.2.weight" in utils.load_checkpoint(str(checkpoint))["net"]) == ("--drop" in flags)
+    (log,) = tmp_path.glob("*.log")
+    assert ("HC 0.0000" in log.read_text()) == ("100" in flags)  # within such a margin the loss is zero
     succeed("test.py", *out, "--resume", checkpoint)
     assert results(tmp_path)["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
 
@@ -100,7 +133,7 @@ def test_periodic_checkpoints_and_the_schedule(sysu_tree, tmp_path):
     shutil.copytree(sysu_tree / "exp", tree / "exp")
     for cam in range(1, 7):
         (tree / f"cam{cam}").symlink_to(sysu_tree / f"cam{cam}")
-    labels = np.repeat(np.arange(4), 1)  # four images of noise stand for the training set
+    labels = np.arange(4)  # four images of noise stand for the training set
     noise = np.random.default_rng(0).integers(0, 256, (4, 96, 32, 3), dtype=np.uint8)
     for modality in ("rgb", "ir"):
         np.save(tree / f"train_{modality}_resized_img.npy", noise)
@@ -116,7 +149,7 @@ def test_regdb_all_trials_both_directions(regdb_tree, tmp_path):
     out = ["--dataset", "regdb", "--data_path", regdb_tree, "--model_path", tmp_path, "--log_path", tmp_path]
     for trial in (1, 2):
         succeed("train.py", *TINY, *TINY_BATCH, *out, "--epochs", 0, "--trial", trial)
-    name = "regdb_id_resnet18_lr0.0098_whc0.58_trial{}_lowdim16_batchsize8_perimg4_imgh96_imgw32_last.t"
+    name = "regdb_id_resnet18_lr0.0098_whc0.58_trial{}_lowdim16_imgh96_imgw32_batchsize8_perimg4_pretrainednone_last.t"
     for trial in range(3, 11):  # ten models are ten trainings; here the second one's weights pose as the others'
         state = utils.load_checkpoint(str(tmp_path / name.format(2)))
         state["config"]["trial"] = trial
@@ -126,31 +159,70 @@ def test_regdb_all_trials_both_directions(regdb_tree, tmp_path):
     assert {search for search, _ in found} == {"v2t", "t2v"}
     assert all(len(row["trials"]) == 10 for row in found.values())
     assert found["v2t", "fc"]["trials"] != found["t2v", "fc"]["trials"]
+    (file,) = tmp_path.glob("*.json")
+    assert [n["trial"] for n in json.loads(file.read_text())["networks"]] == [*range(1, 11)]
 
     mixed = run_script("test.py", *out, "--trial", 2, "--resume", name.format(1))
     assert mixed.returncode == 2 and "was trained with --trial 1, not 2" in mixed.stderr
 
 
-def test_published_commands_run_as_they_stand(sysu_tree, sysu_run, tmp_path):
-    """The published test command, and the published training command up to the download of ImageNet's weights."""
+PUBLISHED = [
+    "train.py --dataset sysu --lr 0.008 --drop 0.0 --trial 1 --gpu 0 --epochs 60 --w_hc 0.6 --per_img 8",
+    "test.py --dataset sysu --lr 0.01 --drop 0.0 --trial 1 --gpu 1 --low-dim 512 --resume NAME --w_hc 0.5 --mode all "
+    "--gall-mode single --model_path DIR",
+    "train.py --dataset regdb --lr 0.0098 --drop 0.0 --trial 1 --gpu 0 --epochs 80 --w_hc 0.58 --per_img 8",
+    "test.py --dataset regdb --lr 0.01 --drop 0.0 --trial 1 --gpu 1 --low-dim 512 --resume NAME --w_hc 0.5 "
+    "--model_path DIR",
+]
+
+
+@pytest.mark.parametrize("command", PUBLISHED)
+def test_published_commands_are_understood(command, monkeypatch):
+    script, *flags = command.split()
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    parsed = runpy.run_path(str(ROOT / script))["parse_args"]()
+    args, ignored = (parsed, None) if script == "train.py" else parsed
+    regdb = "regdb" in command
+    assert args.data_path == ("data/RegDB" if regdb else "data/SYSU-MM01") and (args.img_h, args.trial) in (
+        (288, 1),
+        (None, 1),
+    )
+    if script == "train.py":
+        values = (
+            args.lr,
+            args.epochs,
+            args.w_hc,
+            args.batch_size,
+            args.per_img,
+            args.low_dim,
+            args.arch,
+            args.pretrained,
+        )
+        expected = (0.0098, 80, 0.58) if regdb else (0.008, 60, 0.6)
+        assert values == (*expected, 32, 8, 512, "resnet50", "imagenet")
+        plain = [flag for flag in flags if flag in ("--dataset", "sysu", "regdb")]
+        monkeypatch.setattr(sys, "argv", [script, *plain])
+        assert runpy.run_path(str(ROOT / script))["parse_args"]() == args  # these are the defaults
+    else:
+        assert sorted(ignored) == ["lr", "w_hc"] and args.resume == "NAME" and args.low_dim == 512
+
+
+@pytest.mark.parametrize("dataset", ["sysu", "regdb"])
+def test_published_test_command_scores_a_published_checkpoint(dataset, sysu_tree, regdb_tree, tmp_path):
+    """Verbatim, with data in its place, on a file with nothing but net, cmc, mAP and epoch."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/SYSU-MM01").symlink_to(sysu_tree)
-    command = (
-        "--dataset sysu --lr 0.01 --drop 0.0 --trial 1 --gpu 1 --low-dim 16 "
-        f"--resume {RUN}_best.t --w_hc 0.5 --mode all --gall-mode single --model_path {sysu_run['models']}"
-    )
-    out = succeed("test.py", *command.split(), cwd=tmp_path)
-    assert "only training uses --lr, --w_hc: ignored" in out and "no GPU is available" in out
-
-
-def test_published_checkpoint_is_scored(sysu_tree, tmp_path):
-    """A file with nothing but net, cmc, mAP and epoch: the network's shape is read off the weights."""
+    (tmp_path / "data/RegDB").symlink_to(regdb_tree)
+    (tmp_path / "DIR").mkdir()
     net = EmbedNet(395, arch="resnet18", pretrained="none")
-    torch.save({"net": net.state_dict(), "cmc": np.ones(20), "mAP": np.float64(1), "epoch": 7}, tmp_path / "old.t")
-    flags = ["--resume", "old.t", "--model_path", tmp_path, "--log_path", tmp_path, "--img_h", 96, "--img_w", 32]
-    out = succeed("test.py", "--data_path", sysu_tree, *flags, "--drop", 0.0)
-    assert "old.t, epoch 7" in out
-    assert results(tmp_path)["all-search single-shot", "fc"]["trials"][0]["mAP"] > 0
+    torch.save({"net": net.state_dict(), "cmc": np.ones(20), "mAP": np.float64(1), "epoch": 7}, tmp_path / "DIR/NAME")
+    command = next(c for c in PUBLISHED if c.startswith(f"test.py --dataset {dataset}"))
+    out = succeed(*command.split(), cwd=tmp_path)
+    for text in ("only training uses --lr, --w_hc: ignored", "no GPU is available", "checkpoint: DIR/NAME, epoch 7"):
+        assert text in out
+    (file,) = (tmp_path / "log").glob("*.json")
+    network = json.loads(file.read_text())["networks"][0]
+    assert [network[k] for k in ("arch", "low_dim", "img_h", "img_w", "n_class")] == ["resnet18", 512, 288, 144, 395]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
@@ -186,14 +258,15 @@ def broken(sysu_tree, tmp_path) -> Path:
         (["--dataset", "market"], "argument --dataset: invalid choice: 'market'"),
         (["--mode", "outdoor"], "argument --mode: invalid choice"),
         (["--arch", "vgg16"], "argument --arch: invalid choice"),
-        (["--lr", "-1"], "argument --lr: must be above 0, not -1"),
-        (["--lr", "nan"], "argument --lr: must be above 0, not nan"),
+        (["--lr", "-1"], "argument --lr: must be above 0 and finite, not -1"),
+        (["--lr", "nan"], "argument --lr: must be above 0 and finite, not nan"),
         (["--drop", "1"], "must be at least 0 and below 1"),
         (["--batch-size", "30", "--per_img", "8"], "--batch-size 30 is not a multiple of --per_img 8"),
         (["--img_h", "80"], "--img_h 80 is too low for six stripes: give 81 or more"),
         (["--gpu", "first"], "--gpu first: give the number of a GPU"),
         (["--test-only"], "name it with --resume"),
         (["--data_path", "nowhere"], "nowhere/exp/test_id.txt not found: --data_path must name"),
+        (["--lr", "inf"], "must be above 0 and finite, not inf"),
         (["--resume", "missing.t"], "missing.t: no such checkpoint"),
         (["--pretrained", "missing.pth"], "--pretrained missing.pth: no such file"),
         (["--batch-size", "44"], "needs 11 persons (--batch-size 44 / --per_img 4), but only 10"),
@@ -215,7 +288,7 @@ def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, message):
         (["--resume", "README.md"], "README.md is not a checkpoint that can be loaded"),
         (["--resume", f"{RUN}_best.t", "--arch", "resnet50"], "was trained with --arch resnet18, not resnet50"),
         (["--resume", f"{RUN}_best.t", "--low-dim", "512"], "was trained with --low_dim 16, not 512"),
-        (["--resume", f"{RUN}_best.t", "--drop", "0.2"], "was trained without dropout, unlike --drop 0.2"),
+        (["--resume", f"{RUN}_best.t", "--drop", "0"], "was trained with dropout, unlike --drop 0"),
         (["--resume", f"{RUN}_best.t", "--img_h", "64"], "--img_h 64 is too low"),
         (["--resume", f"{RUN}_best.t", "--dataset", "regdb"], "test_visible_1.txt not found"),
         (["--dataset", "regdb", "--trial", "all", "--resume", "x.t"], "write {trial} for"),
@@ -306,6 +379,7 @@ def test_unreadable_test_image_is_named(bad, broken, sysu_run, tmp_path):
         ("Visible/1/person_v_0001.bmp one", "is not '<relative path> <label>'"),
         ("../secret.bmp 0", "points outside"),
         ("/etc/secret.bmp 0", "points outside"),
+        ("Visible/1/person_v_0001.bmp 99999999999999999999", "is not '<relative path> <label>'"),
         ("Visible/1/missing.bmp 0", "missing.bmp not found, though it is listed"),
         ("", "no image is listed"),
     ],
@@ -337,10 +411,28 @@ def test_checkpoint_of_another_network_or_number_of_persons(bad, sysu_run, tmp_p
     assert "does not fit the network" in bad("test.py", *flags[-6:], "--resume", "holes.t")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--optim", "adam"], "was trained with --optim sgd, not adam"),
+        (["--lr", "0.02"], "was trained with --lr 0.01, not 0.02"),
+        (["--seed", "2"], "was trained with --seed 1, not 2"),
+        (["--img_w", "48"], "was trained with --img_w 32, not 48"),
+        (["--drop", "0.5"], "was trained with --drop 0.3, not 0.5"),
+        (["--epochs", "3"], "has finished epoch 3: --epochs 3 leaves nothing to do"),
+    ],
+)
+def test_resuming_with_other_flags(bad, sysu_run, tmp_path, flags, message):
+    usual = [*TINY, *TINY_BATCH, "--lr", 0.01, "--drop", 0.3, "--data_path", sysu_run["data"], "--epochs", 9]
+    usual += ["--model_path", tmp_path, "--log_path", tmp_path, "--resume", sysu_run["models"] / f"{RUN}_last.t"]
+    assert message in bad("train.py", *usual, *flags)
+    assert not [*tmp_path.glob("*.t")]
+
+
 def test_loss_that_is_not_finite_stops_the_run(bad, sysu_tree, tmp_path):
     flags = [*TINY, *TINY_BATCH, "--data_path", sysu_tree, "--model_path", tmp_path, "--log_path", tmp_path]
     line = bad("train.py", *flags, "--lr", 1e30, "--epochs", 0)
-    assert re.search(r"the loss is not finite at epoch 0, step \d+ .*no checkpoint was saved yet", line)
+    assert re.search(r"epoch 0: the loss is not finite at step \d+ .*no checkpoint was saved yet", line)
     assert not [*tmp_path.glob("*.t")]
 
 
@@ -351,6 +443,8 @@ def test_weights_that_cannot_be_downloaded(bad, sysu_tree, tmp_path, monkeypatch
     line = bad("train.py", *flags, "--pretrained", "imagenet")
     for hint in ("download.pytorch.org/models/resnet18-", str(tmp_path / "hub/checkpoints"), "--pretrained FILE"):
         assert hint in line
+    with pytest.raises(OSError, match=r"resnet50-0676ba61\.pth"):  # torchvision's first weights, not its second
+        EmbedNet(3, pretrained="imagenet")
 
 
 def test_every_flag_takes_both_spellings(sysu_run, tmp_path):

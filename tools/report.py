@@ -56,7 +56,9 @@ def main() -> None:
     results = {}
     for entry in args.results:
         label, _, path = entry.rpartition("=")
-        results[label or os.path.basename(path)] = read_results(path)
+        results[label or os.path.basename(path).removesuffix(".json")] = read_results(path)
+    if len(results) < len(args.results):
+        utils.fail("two results have one label: tell them apart with LABEL=FILE")
     print(table(results, args.features))
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import utils
+from data_manager import IMAGE_SUFFIXES
 
 CELL = (72, 160)  # pixels, width x height; every image is fitted into one
 MARGIN, HEADER, GAP = 44, 16, 3
 SYSU_COLUMNS = {f"cam{c}": f"cam{c} {'IR' if c in (3, 6) else 'RGB'}" for c in range(1, 7)}
 REGDB_COLUMNS = {"Visible": "visible", "Thermal": "thermal"}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 
 
 def folders(tree: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image
         top = HEADER + row * step[1]
         draw.text((4, top + CELL[1] // 2), name, "black")
         for c, camera in enumerate(columns):
-            files = sorted(p for p in (tree / camera / name).glob("*") if p.suffix.lower() in SUFFIXES)
+            files = sorted(p for p in (tree / camera / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             files = sorted(rng.sample(files, min(per_camera, len(files))))
             for k in range(per_camera):
                 left = MARGIN + (c * per_camera + k) * step[0]
