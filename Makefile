@@ -36,7 +36,7 @@ $(DATA)/synthetic.json: | .venv/ready
 	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 130 --images 12 --difficulty easy
 
 demo/persons.png: $(DATA)/synthetic.json
-	$(PY) -m tools.visualize samples $(DATA) --out $@
+	$(PY) -m tools.visualize samples $(DATA) --out $@ --persons 4 --per-camera 2
 
 $(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
 	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 48
