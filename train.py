@@ -21,6 +21,7 @@ from tqdm import tqdm
 import data_loader
 import data_manager
 import utils
+from data_manager import Split
 from eval_metrics import Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
 from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
@@ -37,13 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     utils.add_shared_flags(parser)
     utils.add_training_flags(parser)
-    parser.add_argument(
-        "--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)"
-    )
-    parser.add_argument("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
-    parser.add_argument(
-        "--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
+    add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
+    add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)")
     return parser
 
 
@@ -150,24 +148,20 @@ def train_epoch(
     extract_features(net, [batch[0]], "visible")  # raises if the last step has broken the network
 
 
-def query_and_gallery(args: argparse.Namespace) -> tuple[data_manager.Split, data_manager.Split]:
+def query_and_gallery(args: argparse.Namespace) -> tuple[Split, Split]:
     """Query and gallery of the test that runs during training: one draw, single-shot (FIDELITY 23)."""
     if args.dataset == "sysu":
         query = data_manager.sysu_query(args.data_path, args.mode)
         gallery = data_manager.sysu_gallery(args.data_path, args.mode)
     else:
-        query, gallery = (
-            data_manager.regdb_split(args.data_path, args.trial, modality, "test")
-            for modality in ("visible", "thermal")
-        )
+        query = data_manager.regdb_split(args.data_path, args.trial, "visible", "test")
+        gallery = data_manager.regdb_split(args.data_path, args.trial, "thermal", "test")
     score(np.zeros((len(query.pids), len(gallery.pids))), query, gallery, args)  # lists that cannot be scored end here
     log.info("test: %d query and %d gallery images", len(query.pids), len(gallery.pids))
     return query, gallery
 
 
-def score(
-    distmat: np.ndarray, query: data_manager.Split, gallery: data_manager.Split, args: argparse.Namespace
-) -> Scores:
+def score(distmat: np.ndarray, query: Split, gallery: Split, args: argparse.Namespace) -> Scores:
     with utils.blame(args.data_path):
         if args.dataset == "sysu":
             return eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
@@ -175,15 +169,11 @@ def score(
 
 
 def evaluate(
-    net: EmbedNet,
-    query: data_manager.Split,
-    gallery: data_manager.Split,
-    args: argparse.Namespace,
-    device: torch.device,
+    net: EmbedNet, query: Split, gallery: Split, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Scores]:
     """Log and return the scores of the fc and the pool5 features."""
 
-    def embed(split: data_manager.Split, modality: str) -> dict[str, np.ndarray]:
+    def embed(split: Split, modality: str) -> dict[str, np.ndarray]:
         size = (args.img_h, args.img_w)
         images = data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device)
         return extract_features(net, images, modality)
