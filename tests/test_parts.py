@@ -14,7 +14,7 @@ import torchvision
 import utils
 from eval_metrics import BLOCK, eval_regdb, eval_sysu, extract_features
 from loss import HeteroCenterLoss
-from model import EmbedNet, _stripes, describe_weights, least_height
+from model import EmbedNet, _l2_normalise, _stripes, describe_weights, least_height
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
@@ -155,6 +155,11 @@ def test_least_height(num_parts):
         net(torch.randn(1, 3, height - 1, 32))
     with pytest.raises(ValueError, match="nothing to embed"):
         net()
+
+
+def test_features_are_normalised_without_an_epsilon():
+    tiny = 1e-15 * torch.randn(4, 8, dtype=torch.float64)
+    torch.testing.assert_close(_l2_normalise(tiny).norm(dim=1), torch.ones(4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("height", [6, 7, 11, 18, 20])
