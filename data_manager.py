@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.io
 
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
@@ -57,34 +58,72 @@ def sysu_query(root: str, mode: str = "all") -> Split:
     return _not_empty(query, root, "test persons have no infrared images in cam3 and cam6")
 
 
-def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0) -> Split:
-    """Visible test images drawn at random, one (``single``) or up to ten (``multi``) per person and camera.
+def sysu_gallery(
+    root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0, rand_perm: np.ndarray | None = None
+) -> Split:
+    """Visible test images, one (``single``) or up to ten (``multi``) per person and camera, another draw each trial.
 
-    Trial t draws with seed t (FIDELITY 11): persons ascending and inside a person cameras ascending, single-shot with
-    Python's generator as the field's baseline does, multi-shot with numpy's. ``mode`` "all" searches the cameras
-    1, 2, 4, 5 (301 or 3,010 images in the real dataset), "indoor" 1 and 2 (112 or 1,120).
+    ``mode`` "all" searches the cameras 1, 2, 4, 5 (301 or 3,010 images in the real dataset), "indoor" 1 and 2 (112 or
+    1,120). Without ``rand_perm``, trial t draws with seed t (FIDELITY 11): persons ascending and inside a person
+    cameras ascending, single-shot with Python's generator as the field's baseline does, multi-shot with numpy's.
+    With ``rand_perm`` (`read_rand_perm`) the picks are those of the official evaluation, whose order is cameras
+    ascending and inside a camera persons ascending; the trials are 0 to 9.
     """
     _check_mode(mode)
     if gall_mode not in ("single", "multi"):
         raise ValueError(f"gall_mode is {gall_mode!r}: give 'single' or 'multi'")
+    shots = 1 if gall_mode == "single" else MULTI_SHOT
+    pids = sorted(set(_read_ids(root, "test")))
+    if rand_perm is None:
+        places = [(pid, cam) for pid in pids for cam in GALLERY_CAMERAS[mode]]
+    else:
+        places = [(pid, cam) for cam in GALLERY_CAMERAS[mode] for pid in pids]
     choose, draw = random.Random(trial).choice, np.random.RandomState(trial).choice
     rows, short = [], 0
-    for pid in sorted(set(_read_ids(root, "test"))):
-        for cam in GALLERY_CAMERAS[mode]:
-            files = _images(root, cam, pid)
-            if not files:
-                continue
-            if gall_mode == "single":
-                picks = [choose(files)]
-            else:
-                short += len(files) < MULTI_SHOT
-                picks = [str(f) for f in draw(files, min(MULTI_SHOT, len(files)), replace=False)]
-            rows += [(path, pid, cam) for path in picks]
+    for pid, cam in places:
+        files = _images(root, cam, pid)
+        if not files:
+            continue
+        short += len(files) < shots
+        if rand_perm is not None:
+            picks = _official_picks(files, rand_perm, pid, cam, trial, shots)
+        elif gall_mode == "single":
+            picks = [choose(files)]
+        else:
+            picks = [str(f) for f in draw(files, min(shots, len(files)), replace=False)]
+        rows += [(path, pid, cam) for path in picks]
     if short and trial == 0:  # said for the first trial only: it holds for all
         log.warning(
             "multi-shot %s search: %d (person, camera) pairs have fewer than ten images; all are used", mode, short
         )
     return _not_empty(_split(rows), root, f"test persons have no images in cameras {GALLERY_CAMERAS[mode]}")
+
+
+def read_rand_perm(path: str) -> np.ndarray:
+    """The ``rand_perm_cam.mat`` of SYSU-MM01's authors: [camera - 1, 0][person - 1, 0] is a (10, n) permutation.
+
+    Row t orders the n images of that person in that camera for trial t; its numbers start at 1.
+    """
+    try:
+        cells = scipy.io.loadmat(path)["rand_perm_cam"]
+        if cells.shape == (6, 1) and all(camera.ndim == 2 and camera.shape[1] == 1 for camera in cells[:, 0]):
+            return cells
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--rand_perm {path} not found: it comes with SYSU-MM01's evaluation code") from None
+    except Exception:  # scipy raises whatever the damage leads to
+        pass
+    raise OSError(f"--rand_perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
+
+
+def _official_picks(files: list[str], rand_perm: np.ndarray, pid: int, cam: int, trial: int, shots: int) -> list[str]:
+    persons = rand_perm[cam - 1, 0]
+    order = persons[pid - 1, 0] if pid <= len(persons) else np.empty((0, 0))
+    if order.shape != (10, len(files)) or sorted(order[trial]) != [*range(1, len(files) + 1)]:
+        raise OSError(
+            f"{os.path.dirname(files[0])} has {len(files)} images, but --rand_perm orders {order.shape[1]} there: "
+            "it belongs to another tree"
+        )
+    return [files[number - 1] for number in order[trial][:shots].tolist()]
 
 
 def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:

@@ -114,6 +114,15 @@ def cosine_distmat(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return -(query @ gallery.T)
 
 
+def euclidean_distmat(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances, (q, g) float64, of (q, dim) and (g, dim) features: they rank as the distances do."""
+    query, gallery = query.astype(np.float64), gallery.astype(np.float64)
+    return (query**2).sum(1)[:, None] + (gallery**2).sum(1) - 2 * query @ gallery.T
+
+
+DISTANCES = {"cosine": cosine_distmat, "euclidean": euclidean_distmat}
+
+
 @torch.no_grad()
 def extract_features(net: nn.Module, batches: Iterable[Tensor], modality: str) -> dict[str, np.ndarray]:
     """Embed every image of one modality: {"pool5": (N, parts * C), "fc": (N, parts * low_dim)}, float arrays.

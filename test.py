@@ -8,6 +8,9 @@ Each distinct image is embedded once, whatever the number of trials and protocol
 size are read from the checkpoint. The table is printed; --log_path gets test_<name>.log, and test_<name>.json with the
 scores of every trial. The rows "chance" are random rankings of the same lists. The flags that only train.py needs are
 accepted and ignored.
+
+SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does, or are those of the dataset's
+official evaluation (--gallery official), which compares Euclidean distances (--distance euclidean).
 """
 
 import argparse
@@ -23,7 +26,7 @@ from tqdm import tqdm
 import data_loader
 import data_manager
 import utils
-from eval_metrics import RANKS, Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
+from eval_metrics import DISTANCES, RANKS, Scores, eval_regdb, eval_sysu, extract_features
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 FROM_CHECKPOINT = ("arch", "low_dim", "drop", "img_h", "img_w")  # flags that it decides, unless they are given
@@ -60,6 +63,11 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     add("--pretrained", help="score an untrained network instead of a checkpoint: imagenet, none or a file")
     add("--mode", choices=["all", "indoor", "both"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--gall-mode", choices=["single", "multi", "both"], default="single", help="SYSU-MM01 shots (%(default)s)")
+    add(
+        "--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's draws: see below (%(default)s)"
+    )
+    add("--rand-perm", help="SYSU-MM01's rand_perm_cam.mat, for --gallery official")
+    add("--distance", choices=DISTANCES, default="cosine", help="distance of the features (%(default)s)")
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
     add(
         "--search",
@@ -86,6 +94,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         parser.error("name the checkpoint with --resume, or score an untrained network with --pretrained none")
     if args.resume and args.pretrained:
         parser.error("--pretrained scores an untrained network: drop it, or drop --resume")
+    if (args.gallery == "official") != bool(args.rand_perm):
+        parser.error(
+            "--gallery official and --rand_perm FILE, the rand_perm_cam.mat of SYSU-MM01's authors, go together"
+        )
     if args.dataset == "regdb" and args.trial == "all" and args.resume and "{trial}" not in args.resume:
         parser.error(f"--trial all needs ten models: write {{trial}} for the trial's number in --resume {args.resume}")
     return args, ignored
@@ -123,11 +135,11 @@ def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, paths: list[s
     return extract_features(net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
 
 
-def distances(feature: str, query: dict, gallery: dict, rng: np.random.Generator) -> np.ndarray:
+def distances(feature: str, query: dict, gallery: dict, args: argparse.Namespace, trial: int) -> np.ndarray:
     """(queries, gallery) from the features that `embed` gives; "chance" stands for a random ranking."""
     if feature == "chance":
-        return rng.random((len(query["fc"]), len(gallery["fc"])))
-    return cosine_distmat(query[feature], gallery[feature])
+        return np.random.default_rng([args.seed, trial]).random((len(query["fc"]), len(gallery["fc"])))
+    return DISTANCES[args.distance](query[feature], gallery[feature])
 
 
 def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:
@@ -135,8 +147,11 @@ def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row]
     modes = ["all", "indoor"] if args.mode == "both" else [args.mode]
     shots = ["single", "multi"] if args.gall_mode == "both" else [args.gall_mode]
     query = data_manager.sysu_query(args.data_path)
+    rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
     galleries = {
-        f"{mode}-search {shot}-shot": [data_manager.sysu_gallery(args.data_path, mode, shot, t) for t in SYSU_TRIALS]
+        f"{mode}-search {shot}-shot": [
+            data_manager.sysu_gallery(args.data_path, mode, shot, trial, rand_perm) for trial in SYSU_TRIALS
+        ]
         for mode in modes
         for shot in shots
     }
@@ -156,7 +171,7 @@ def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row]
             picks = [place[path] for path in gallery.paths]
             picked = {name: values[picks] for name, values in gallery_features.items()}
             for feature, row in by_feature.items():
-                distmat = distances(feature, query_features, picked, np.random.default_rng([args.seed, trial]))
+                distmat = distances(feature, query_features, picked, args, trial)
                 with utils.blame(args.data_path):
                     row.trials[trial] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
         rows += by_feature.values()
@@ -178,7 +193,7 @@ def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row
         for (search, feature), row in rows.items():
             sides = (visible_side, thermal_side) if search == "v2t" else (thermal_side, visible_side)
             (query, query_features), (gallery, gallery_features) = sides
-            distmat = distances(feature, query_features, gallery_features, np.random.default_rng([args.seed, trial]))
+            distmat = distances(feature, query_features, gallery_features, args, trial)
             with utils.blame(args.data_path):
                 row.trials[trial] = eval_regdb(distmat, query.pids, gallery.pids)
     return [*rows.values()], networks

@@ -1,0 +1,128 @@
+"""SYSU-MM01's official evaluation, and the baseline's, on synthetic features: the same galleries, the same scores.
+
+The numbers in tests/golden/official were computed by the official MATLAB code and by the baseline's; see `features` for
+what they were computed on.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+import data_manager
+from eval_metrics import euclidean_distmat, eval_sysu
+
+OFFICIAL = Path(__file__).parent / "golden/official"
+SETS = {"main": (20170, 16, 0.75, 2.0**-20), "ties": (31337, 6, 0.45, 0.5)}  # seed, dimensions, noise, rounding
+PROTOCOLS = [(mode, shots) for mode in ("all", "indoor") for shots in (1, 10)]
+GALL_MODE = {1: "single", 10: "multi"}
+
+
+def official(name: str) -> dict[str, np.ndarray]:
+    with np.load(OFFICIAL / f"{name}.npz") as file:
+        return dict(file)
+
+
+def features(kind: str, cam: int, pid: int, n: int) -> np.ndarray:
+    """Row i stands for image i + 1 of a person in a camera; rounded so that squared distances are exact."""
+    seed, dim, noise, quantum = SETS[kind]
+    person = np.random.default_rng([seed, 1, pid]).standard_normal(dim)
+    camera = np.random.default_rng([seed, 2, cam]).standard_normal(dim)
+    image = np.random.default_rng([seed, 3, cam, pid]).standard_normal((n, dim))
+    return np.round((person + 0.5 * camera + noise * image) / quantum) * quantum
+
+
+def features_of(kind: str, split: data_manager.Split) -> np.ndarray:
+    cache = {}
+    rows = []
+    for path, pid, cam in zip(split.paths, split.pids.tolist(), split.camids.tolist(), strict=True):
+        if (cam, pid) not in cache:
+            cache[cam, pid] = features(kind, cam, pid, 60)  # no person has as many images in one camera
+        rows.append(cache[cam, pid][int(Path(path).stem) - 1])
+    return np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The test half of SYSU-MM01's folders, with empty files for images."""
+    root = tmp_path_factory.mktemp("official")
+    counts = json.loads((OFFICIAL / "images.json").read_text())
+    (root / "exp").mkdir()
+    (root / "exp/test_id.txt").write_text(",".join(map(str, counts["test_ids"])))
+    for pid, images in zip(counts["test_ids"], counts["images"], strict=True):
+        for cam, n in enumerate(images, 1):
+            (root / f"cam{cam}/{pid:04d}").mkdir(parents=True)
+            for image in range(1, n + 1):
+                (root / f"cam{cam}/{pid:04d}/{image:04d}.jpg").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def rand_perm(tree, tmp_path_factory) -> np.ndarray:
+    """The authors' rand_perm_cam.mat as far as the official galleries tell: the first ten of each permutation."""
+    cells = np.empty((6, 1), dtype=object)
+    for cam in range(6):
+        cells[cam, 0] = np.empty((333, 1), dtype=object)
+        for pid in range(333):
+            cells[cam, 0][pid, 0] = np.empty((0, 0), dtype=np.uint8)
+    g = official("official_all_search_10")
+    places = zip(
+        g["gallery_id"][::10], g["gallery_cam"][::10], g["gallery_img"].reshape(10, -1, 10).swapaxes(0, 1), strict=True
+    )
+    for pid, cam, first in places:
+        n = len([*(tree / f"cam{cam}/{pid:04d}").iterdir()])
+        rest = [np.setdiff1d(np.arange(1, n + 1), row) for row in first]
+        cells[cam - 1, 0][pid - 1, 0] = np.hstack([first, rest]).astype(np.uint8)
+    path = tmp_path_factory.mktemp("mat") / "rand_perm_cam.mat"
+    scipy.io.savemat(path, {"rand_perm_cam": cells})
+    return data_manager.read_rand_perm(str(path))
+
+
+@pytest.mark.parametrize(("mode", "shots"), PROTOCOLS)
+@pytest.mark.parametrize("kind", SETS)
+def test_official_galleries_and_scores(tree, rand_perm, kind, mode, shots):
+    """All ten trials, to 1e-12, on distinct distances ("main") and on many equal ones ("ties")."""
+    g = official(("ties/" if kind == "ties" else "") + f"official_{mode}_search_{shots}")
+    query = data_manager.sysu_query(str(tree), mode)
+    query_features = features_of(kind, query)
+    for trial in range(10):
+        gallery = data_manager.sysu_gallery(str(tree), mode, GALL_MODE[shots], trial, rand_perm)
+        assert [int(Path(path).stem) for path in gallery.paths] == g["gallery_img"][trial].tolist()
+        np.testing.assert_array_equal(gallery.pids, g["gallery_id"])
+        np.testing.assert_array_equal(gallery.camids, g["gallery_cam"])
+        distmat = euclidean_distmat(query_features, features_of(kind, gallery))
+        scores = eval_sysu(
+            distmat, query.pids, gallery.pids, query.camids, gallery.camids, max_rank=g["cmc_all"].shape[1]
+        )
+        np.testing.assert_allclose(scores.cmc, g["cmc_all"][trial], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(scores.mAP, g["map_all"][trial], rtol=0, atol=1e-12)
+        if kind == "main":
+            np.testing.assert_allclose(scores.mINP, g["minp_all_numpy"][trial], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+def test_seeded_galleries_are_the_baselines(tree, mode):
+    """Trial t's single-shot picks and scores are those of the baseline's code; it stores the CMC in float32."""
+    g = official(f"agw_{mode}_search_1")
+    query = data_manager.sysu_query(str(tree), mode)
+    query_features = features_of("main", query)
+    for trial in range(10):
+        gallery = data_manager.sysu_gallery(str(tree), mode, "single", trial)
+        assert [int(Path(path).stem) for path in gallery.paths] == g["gallery_img"][trial].tolist()
+        np.testing.assert_array_equal(gallery.pids, g["gallery_id"])
+        distmat = euclidean_distmat(query_features, features_of("main", gallery))
+        scores = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
+        np.testing.assert_allclose(scores.cmc, g["cmc_all"][trial], atol=1e-7)
+        np.testing.assert_allclose([scores.mAP, scores.mINP], [g["map_all"][trial], g["minp_all"][trial]], atol=1e-12)
+
+
+def test_permutations_of_another_tree_are_refused(golden_tree, rand_perm, tmp_path):
+    with pytest.raises(OSError, match="it belongs to another tree"):
+        data_manager.sysu_gallery(str(golden_tree), rand_perm=rand_perm)
+    (tmp_path / "bad.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
+    scipy.io.savemat(tmp_path / "other.mat", {"rand_perm_cam": np.zeros((6, 1))})
+    for name in ("bad.mat", "other.mat", "missing.mat"):
+        with pytest.raises(OSError, match=f"{name} (not found|is not the rand_perm_cam.mat)"):
+            data_manager.read_rand_perm(str(tmp_path / name))
