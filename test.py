@@ -63,18 +63,11 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     add("--pretrained", help="score an untrained network instead of a checkpoint: imagenet, none or a file")
     add("--mode", choices=["all", "indoor", "both"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--gall-mode", choices=["single", "multi", "both"], default="single", help="SYSU-MM01 shots (%(default)s)")
-    add(
-        "--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's draws: see below (%(default)s)"
-    )
-    add("--rand-perm", help="SYSU-MM01's rand_perm_cam.mat, for --gallery official")
+    add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten draws (%(default)s)")
+    add("--rand-perm", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
     add("--distance", choices=DISTANCES, default="cosine", help="distance of the features (%(default)s)")
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
-    add(
-        "--search",
-        choices=["v2t", "t2v", "both"],
-        default="v2t",
-        help="RegDB: visible to thermal or back (%(default)s)",
-    )
+    add("--search", choices=["v2t", "t2v", "both"], default="v2t", help="RegDB's direction (%(default)s)")
     return parser, unused
 
 
@@ -95,9 +88,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     if args.resume and args.pretrained:
         parser.error("--pretrained scores an untrained network: drop it, or drop --resume")
     if (args.gallery == "official") != bool(args.rand_perm):
-        parser.error(
-            "--gallery official and --rand_perm FILE, the rand_perm_cam.mat of SYSU-MM01's authors, go together"
-        )
+        parser.error("--gallery official and --rand_perm FILE, its rand_perm_cam.mat, go together")
     if args.dataset == "regdb" and args.trial == "all" and args.resume and "{trial}" not in args.resume:
         parser.error(f"--trial all needs ten models: write {{trial}} for the trial's number in --resume {args.resume}")
     return args, ignored
