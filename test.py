@@ -26,7 +26,7 @@ from tqdm import tqdm
 import data_loader
 import data_manager
 import utils
-from eval_metrics import DISTANCES, RANKS, Scores, eval_regdb, eval_sysu, extract_features
+from eval_metrics import RANKS, Distances, Scores, eval_regdb, eval_sysu, extract_features
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 FROM_CHECKPOINT = ("arch", "low_dim", "drop", "img_h", "img_w")  # flags that it decides, unless they are given
@@ -65,7 +65,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     add("--gall-mode", choices=["single", "multi", "both"], default="single", help="SYSU-MM01 shots (%(default)s)")
     add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten draws (%(default)s)")
     add("--rand-perm", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
-    add("--distance", choices=DISTANCES, default="cosine", help="distance of the features (%(default)s)")
+    add("--distance", choices=Distances.KINDS, default="cosine", help="distance of the features (%(default)s)")
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
     add("--search", choices=["v2t", "t2v", "both"], default="v2t", help="RegDB's direction (%(default)s)")
     return parser, unused
@@ -126,11 +126,11 @@ def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, paths: list[s
     return extract_features(net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
 
 
-def distances(feature: str, query: dict, gallery: dict, args: argparse.Namespace, trial: int) -> np.ndarray:
+def distances(feature: str, query: dict, gallery: dict, args: argparse.Namespace, trial: int) -> np.ndarray | Distances:
     """(queries, gallery) from the features that `embed` gives; "chance" stands for a random ranking."""
     if feature == "chance":
         return np.random.default_rng([args.seed, trial]).random((len(query["fc"]), len(gallery["fc"])))
-    return DISTANCES[args.distance](query[feature], gallery[feature])
+    return Distances(query[feature], gallery[feature], args.distance)
 
 
 def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:

@@ -22,7 +22,7 @@ import data_loader
 import data_manager
 import utils
 from data_manager import Split
-from eval_metrics import Scores, cosine_distmat, eval_regdb, eval_sysu, extract_features
+from eval_metrics import Distances, Scores, eval_regdb, eval_sysu, extract_features
 from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
@@ -182,7 +182,7 @@ def evaluate(
     query_features, gallery_features = map(embed, (query, gallery), modalities)
     scores = {}
     for name in ("fc", "pool5"):
-        scores[name] = score(cosine_distmat(query_features[name], gallery_features[name]), query, gallery, args)
+        scores[name] = score(Distances(query_features[name], gallery_features[name]), query, gallery, args)
         log.info(f"test {name:6s} {scores[name]}")
     return scores
 

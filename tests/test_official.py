@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 import data_manager
-from eval_metrics import euclidean_distmat, eval_sysu
+from eval_metrics import Distances, eval_sysu
 
 OFFICIAL = Path(__file__).parent / "golden/official"
 SETS = {"main": (20170, 16, 0.75, 2.0**-20), "ties": (31337, 6, 0.45, 0.5)}  # seed, dimensions, noise, rounding
@@ -92,7 +92,7 @@ def test_official_galleries_and_scores(tree, rand_perm, kind, mode, shots):
         assert [int(Path(path).stem) for path in gallery.paths] == g["gallery_img"][trial].tolist()
         np.testing.assert_array_equal(gallery.pids, g["gallery_id"])
         np.testing.assert_array_equal(gallery.camids, g["gallery_cam"])
-        distmat = euclidean_distmat(query_features, features_of(kind, gallery))
+        distmat = Distances(query_features, features_of(kind, gallery), "euclidean")
         scores = eval_sysu(
             distmat, query.pids, gallery.pids, query.camids, gallery.camids, max_rank=g["cmc_all"].shape[1]
         )
@@ -112,7 +112,7 @@ def test_seeded_galleries_are_the_baselines(tree, mode):
         gallery = data_manager.sysu_gallery(str(tree), mode, "single", trial)
         assert [int(Path(path).stem) for path in gallery.paths] == g["gallery_img"][trial].tolist()
         np.testing.assert_array_equal(gallery.pids, g["gallery_id"])
-        distmat = euclidean_distmat(query_features, features_of("main", gallery))
+        distmat = Distances(query_features, features_of("main", gallery), "euclidean")
         scores = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
         np.testing.assert_allclose(scores.cmc, g["cmc_all"][trial], atol=1e-7)
         np.testing.assert_allclose([scores.mAP, scores.mINP], [g["map_all"][trial], g["minp_all"][trial]], atol=1e-12)

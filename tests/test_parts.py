@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 
 import utils
-from eval_metrics import BLOCK, eval_regdb, eval_sysu, extract_features
+from eval_metrics import BLOCK, Distances, eval_regdb, eval_sysu, extract_features
 from loss import HeteroCenterLoss
 from model import EmbedNet, _l2_normalise, _stripes, describe_weights, least_height
 
@@ -39,7 +39,7 @@ def brute_force(distmat, q_pids, g_pids, q_camids, g_camids, rank_persons):
 @pytest.mark.parametrize("seed", range(20))
 def test_evaluation_against_brute_force(seed, monkeypatch):
     rng = np.random.default_rng(seed)
-    queries, gallery, persons = rng.integers(1, 40), rng.integers(1, 60), rng.integers(1, 25)
+    queries, gallery, persons = rng.integers(1, 200), rng.integers(1, 60), rng.integers(1, 25)
     distmat = (
         rng.random((queries, gallery)) if seed % 2 else rng.integers(0, 5, (queries, gallery)).astype(float)
     )  # ties
@@ -47,7 +47,7 @@ def test_evaluation_against_brute_force(seed, monkeypatch):
     q_pids[0] = g_pids[0]
     q_camids, g_camids = rng.choice([3, 6], queries), rng.choice([1, 2, 4, 5], gallery)
     q_camids[0] = 6  # query 0 has a match whatever else was drawn
-    monkeypatch.setattr("eval_metrics.BLOCK", int(rng.choice([1, 7 * gallery, BLOCK])))  # any number of row blocks
+    monkeypatch.setattr("eval_metrics.BLOCK", int(rng.choice([1, 70 * gallery, BLOCK])))  # several row blocks, or one
     sysu = eval_sysu(distmat, q_pids, g_pids, q_camids, g_camids)
     regdb = eval_regdb(distmat, q_pids, g_pids)
     nowhere = np.zeros(queries), np.zeros(gallery)
@@ -57,6 +57,17 @@ def test_evaluation_against_brute_force(seed, monkeypatch):
     ):
         for ours, theirs in zip(scores, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_distances_row_by_row():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((9, 5)).astype(np.float32)
+    cosine, euclidean = Distances(query, gallery), Distances(query, gallery, "euclidean")
+    assert cosine.shape == euclidean.shape == (7, 9)
+    for rows in (slice(0, 3), slice(3, 7)):
+        np.testing.assert_allclose(cosine[rows], -(query[rows] @ gallery.T), rtol=1e-5)
+        pairs = query[rows, None].astype(float) - gallery[None]
+        np.testing.assert_allclose(euclidean[rows], (pairs**2).sum(2), rtol=1e-12)
 
 
 def test_evaluation_refuses_nonsense():
