@@ -208,7 +208,7 @@ def _read_text(path: str, root: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} not found: --data_path must name the dataset's folder, not {root!r}") from None
+        raise FileNotFoundError(f"{path} not found: is the dataset in {root}? --data_path names its folder") from None
     except UnicodeDecodeError:
         raise OSError(f"{path} is not a text file") from None
 

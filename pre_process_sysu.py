@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    utils.add_data_flags(parser)
-    parser.set_defaults(data_path=utils.DATA_PATHS["sysu"])
+    data_path, *_ = utils.add_data_flags(parser)
+    data_path.default, data_path.help = utils.DATA_PATHS["sysu"], "the dataset's folder (%(default)s)"
     return parser
 
 

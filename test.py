@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +95,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     return args, ignored
 
 
+def trials_of(args: argparse.Namespace) -> Iterable[int]:
+    """RegDB's trials to test, each of which has a model of its own."""
+    return REGDB_TRIALS if args.trial == "all" else [args.trial]
+
+
 def load_network(args: argparse.Namespace, device: torch.device, trial: int | None = None) -> tuple[EmbedNet, dict]:
     """The --resume checkpoint (RegDB: of ``trial``), or an untrained network; and the settings it is tested with."""
     settings = {"arch": "resnet50", "low_dim": 512, "img_h": 288, "img_w": 144, "n_class": 1, "has_drop": False}
@@ -126,10 +132,12 @@ def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, paths: list[s
     return extract_features(net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
 
 
-def distances(feature: str, query: dict, gallery: dict, args: argparse.Namespace, trial: int) -> np.ndarray | Distances:
-    """(queries, gallery) from the features that `embed` gives; "chance" stands for a random ranking."""
+def distances(
+    feature: str, query: dict, gallery: dict, args: argparse.Namespace, draw: list[int]
+) -> np.ndarray | Distances:
+    """(queries, gallery) from the features that `embed` gives; "chance" stands for a random ranking, seeded by draw."""
     if feature == "chance":
-        return np.random.default_rng([args.seed, trial]).random((len(query["fc"]), len(gallery["fc"])))
+        return np.random.default_rng([args.seed, *draw]).random((len(query["fc"]), len(gallery["fc"])))
     return Distances(query[feature], gallery[feature], args.distance)
 
 
@@ -162,7 +170,7 @@ def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row]
             picks = [place[path] for path in gallery.paths]
             picked = {name: values[picks] for name, values in gallery_features.items()}
             for feature, row in by_feature.items():
-                distmat = distances(feature, query_features, picked, args, trial)
+                distmat = distances(feature, query_features, picked, args, [trial])
                 with utils.blame(args.data_path):
                     row.trials[trial] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
         rows += by_feature.values()
@@ -174,7 +182,7 @@ def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row
     searches = ["v2t", "t2v"] if args.search == "both" else [args.search]
     rows = {(search, feature): Row(search, feature, {}) for search in searches for feature in FEATURES}
     networks = []
-    for trial in REGDB_TRIALS if args.trial == "all" else [args.trial]:
+    for trial in trials_of(args):
         visible, thermal = (data_manager.regdb_split(args.data_path, trial, m, "test") for m in ("visible", "thermal"))
         net, settings = load_network(args, device, trial)
         networks.append(settings)
@@ -184,7 +192,7 @@ def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row
         for (search, feature), row in rows.items():
             sides = (visible_side, thermal_side) if search == "v2t" else (thermal_side, visible_side)
             (query, query_features), (gallery, gallery_features) = sides
-            distmat = distances(feature, query_features, gallery_features, args, trial)
+            distmat = distances(feature, query_features, gallery_features, args, [trial, search == "t2v"])
             with utils.blame(args.data_path):
                 row.trials[trial] = eval_regdb(distmat, query.pids, gallery.pids)
     return [*rows.values()], networks
@@ -196,10 +204,13 @@ def report(rows: list[Row]) -> None:
         for trial, scores in row.trials.items():
             log.debug(f"{row.protocol}  {row.feature}  trial {trial}: {scores}")
     columns = [*(f"rank-{r}" for r in RANKS), "mAP", "mINP"]
-    log.info(f"{'protocol':24s} {'features':9s}" + "".join(f"{column:>15s}" for column in columns) + "   %, mean ± std")
+    several = len(rows[0].trials) > 1
+    unit = f"%, mean ± deviation over {len(rows[0].trials)} trials" if several else "%"
+    log.info(f"{'protocol':26s}{'features':9s}" + "".join(f"{column:>14s}" for column in columns))
     for row in rows:
-        cells = (f"{100 * mean:6.2f} ± {100 * std:5.2f}" for mean, std in row.mean_and_std().values())
-        log.info(f"{row.protocol:24s} {row.feature:9s}" + "".join(f"{cell:>15s}" for cell in cells))
+        cells = (f"{100 * mean:.2f}" + f" ± {100 * std:4.2f}" * several for mean, std in row.mean_and_std().values())
+        log.info(f"{row.protocol:26s}{row.feature:9s}" + "".join(f"{cell:>14s}" for cell in cells))
+    log.info(unit)
 
 
 def write_json(path: str, rows: list[Row], networks: list[dict], args: argparse.Namespace) -> None:
@@ -222,6 +233,9 @@ def write_json(path: str, rows: list[Row], networks: list[dict], args: argparse.
 
 def main() -> None:
     args, ignored = parse_args()
+    if args.resume:  # a missing one is better known now than after the first trial
+        for trial in trials_of(args):
+            utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
     name = f"untrained_{os.path.basename(args.pretrained)}" if args.pretrained else os.path.basename(args.resume)
     name = name.removesuffix(".t")
     what = f"{args.mode}-{args.gall_mode}" if args.dataset == "sysu" else f"trial-{args.trial}-{args.search}"

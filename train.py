@@ -5,7 +5,8 @@
     python train.py --dataset regdb --lr 0.0098 --drop 0.0 --trial 1 --gpu 0 --epochs 80 --w_hc 0.58 --per_img 8
 
 Every second epoch is tested. The checkpoints in --model_path are <run>_best.t (best rank-1 of the fc features),
-<run>_last.t and <run>_epoch_<n>.t; the log in --log_path is <run>.log.
+<run>_last.t and <run>_epoch_<n>.t; the log in --log_path is <run>.log. To go on where a run stopped, give its command
+again with --resume <run>_last.t.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 LOG_EVERY = 50  # steps
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"  # fits 80 columns
 # What decides a checkpoint's scores, and what a run comes to: resuming needs the same values.
 NETWORK_FLAGS = ("arch", "low_dim", "drop", "img_h", "img_w")
 RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
@@ -130,7 +132,9 @@ def train_epoch(
     start, total = time.perf_counter(), torch.zeros(3, dtype=torch.float64)  # CE, HC, accuracy
     lr = optimizer.param_groups[-1]["lr"]
     steps = batches.sampler.steps
-    bar = tqdm(batches.epoch(epoch), f"epoch {epoch}", steps, disable=None, leave=False, dynamic_ncols=True)
+    bar = tqdm(
+        batches.epoch(epoch), f"epoch {epoch}", steps, disable=None, leave=False, dynamic_ncols=True, bar_format=BAR
+    )
     for step, batch in enumerate(bar, 1):
         try:
             ce, hc, accuracy = train_step(net, optimizer, batch, hc_loss, w_hc)
@@ -138,7 +142,7 @@ def train_epoch(
             raise FloatingPointError(f"the loss is not finite at step {step} ({error})") from None
         total += torch.stack([ce.mean(), hc.mean(), accuracy]).cpu()
         ce, hc, accuracy = (total / step).tolist()
-        bar.set_postfix_str(f"loss {ce + w_hc * hc:.3f} (CE {ce:.3f}, HC {hc:.3f}) accuracy {accuracy:.1%}")
+        bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%}")
         if step % LOG_EVERY == 0 or step == steps:
             speed = step * 2 * batches.sampler.batch_size / (time.perf_counter() - start)
             log.info(
@@ -268,6 +272,7 @@ def main() -> None:
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
         files = [last_file]  # written last: what it says of the others holds
         set_learning_rate(optimizer, learning_rate(epoch, args.lr))
+        kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
         try:
             train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
             if epoch > 0 and epoch % 2 == 0:
@@ -277,8 +282,10 @@ def main() -> None:
                     progress["best"] = {"rank1": float(scores.cmc[0]), "epoch": epoch}
                     files.insert(0, best_file)
         except FloatingPointError as error:
-            kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
             raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
+        except KeyboardInterrupt:
+            log.warning("stopped in epoch %d; %s", epoch, kept)
+            raise
         if epoch > 10 and epoch % args.save_epoch == 0:
             files.insert(0, os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
         progress["epoch"] = epoch

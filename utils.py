@@ -51,12 +51,11 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of type {kind.__name__}") from None
+            raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
         if not least <= value < below or (above and value == least):
-            end = f"below {below}" if below < float("inf") else "finite"
-            raise argparse.ArgumentTypeError(
-                f"must be {'above' if above else 'at least'} {least} and {end}, not {text}"
-            )
+            start = f"{'above' if above else 'at least'} {least}"
+            end = "finite" if below == float("inf") else f"at most {below - 1}" if kind is int else f"below {below}"
+            raise argparse.ArgumentTypeError(f"must be {start} and {end}, not {text}")
         return value
 
     return parse
@@ -177,9 +176,10 @@ def versions() -> dict[str, str]:
 
 
 def log_run(args: argparse.Namespace) -> None:
-    """Write down what runs, at the top of every log."""
+    """Write down what runs, at the top of every log file."""
     for title, values in (("flags", dict(sorted(vars(args).items()))), ("versions", versions())):
-        log.info("%s: %s", title, " ".join(f"{name}={value}" for name, value in values.items()))
+        text = " ".join(f"{name}={value}" for name, value in values.items())
+        logging.getLogger("__main__").debug("%s: %s", title, text)
 
 
 def select_device(gpu: str) -> torch.device:
@@ -260,14 +260,11 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     Raises:
         OSError: the file is missing, cannot be read, or holds no network.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint; --resume takes a file, or a file's name in --model_path")
     try:
         with torch.serialization.safe_globals(_PUBLISHED_TYPES), warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
-        reason = str(error).partition("\n")[0][:120]
-        raise OSError(f"{path} is not a checkpoint that can be loaded ({type(error).__name__}: {reason})") from None
+        raise OSError(f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__})") from None
     net, config = (state.get("net"), state.get("config", {})) if isinstance(state, dict) else (None, None)
     if not isinstance(net, dict) or not isinstance(config, dict) or not all(isinstance(key, str) for key in net):
         raise OSError(f"{path} is not a checkpoint of this method: it has no 'net' with the network's weights")
@@ -288,19 +285,27 @@ def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace
         ``found`` and, where the checkpoint has a ``config``, its dataset, trial, img_h and img_w.
     """
     trained = {**checkpoint.get("config", {}), **found}
-    for name in names:
-        given = getattr(args, name)
-        if None not in (given, trained.get(name)) and given != trained[name]:
-            fail(f"{path} was trained with --{name} {trained[name]}, not {given}: change the flag or the checkpoint")
+    pairs = [(name, trained.get(name), getattr(args, name)) for name in names]
+    wrong = [(name, was, given) for name, was, given in pairs if None not in (was, given) and was != given]
+    if wrong:
+        needed = " ".join(f"--{name} {was}" for name, was, _ in wrong)
+        given = " ".join(f"--{name} {given}" for name, _, given in wrong)
+        fail(
+            f"{path} was trained with {needed}, not {given}: give the flags it was trained with, or another checkpoint"
+        )
     if args.drop is not None and (args.drop > 0) != found["has_drop"]:
         fail(f"{path} was trained with{'' if found['has_drop'] else 'out'} dropout, unlike --drop {args.drop:g}")
     return found | {name: trained[name] for name in ("dataset", "trial", "img_h", "img_w") if name in trained}
 
 
 def find_checkpoint(resume: str, model_path: str) -> str:
-    """``--resume`` is a name in ``--model_path`` as in the published commands, or a path of its own."""
-    inside = os.path.join(model_path, resume)
-    return inside if os.path.isfile(inside) or not os.path.isfile(resume) else resume
+    """``--resume`` is a file's name in ``--model_path``, as in the published commands, or a path of its own."""
+    for path in (os.path.join(model_path, resume), resume):
+        if os.path.isfile(path):
+            return path
+    raise FileNotFoundError(
+        f"--resume {resume}: no such checkpoint, neither in --model_path {model_path} nor as a path"
+    )
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -163,7 +163,7 @@ def test_regdb_all_trials_both_directions(regdb_tree, tmp_path):
     assert [n["trial"] for n in json.loads(file.read_text())["networks"]] == [*range(1, 11)]
 
     mixed = run_script("test.py", *out, "--trial", 2, "--resume", name.format(1))
-    assert mixed.returncode == 2 and "was trained with --trial 1, not 2" in mixed.stderr
+    assert mixed.returncode == 2 and "was trained with --trial 1, not --trial 2" in mixed.stderr
 
 
 PUBLISHED = [
@@ -259,15 +259,17 @@ def broken(sysu_tree, tmp_path) -> Path:
         (["--mode", "outdoor"], "argument --mode: invalid choice"),
         (["--arch", "vgg16"], "argument --arch: invalid choice"),
         (["--lr", "-1"], "argument --lr: must be above 0 and finite, not -1"),
+        (["--epochs", "ten"], "argument --epochs: must be a whole number, not 'ten'"),
+        (["--trial", "11"], "argument --trial: must be at least 1 and at most 10, not 11"),
         (["--lr", "nan"], "argument --lr: must be above 0 and finite, not nan"),
         (["--drop", "1"], "must be at least 0 and below 1"),
         (["--batch-size", "30", "--per_img", "8"], "--batch-size 30 is not a multiple of --per_img 8"),
         (["--img_h", "80"], "--img_h 80 is too low for six stripes: give 81 or more"),
         (["--gpu", "first"], "--gpu first: give the number of a GPU"),
         (["--test-only"], "name it with --resume"),
-        (["--data_path", "nowhere"], "nowhere/exp/test_id.txt not found: --data_path must name"),
+        (["--data_path", "nowhere"], "nowhere/exp/test_id.txt not found: is the dataset in nowhere?"),
         (["--lr", "inf"], "must be above 0 and finite, not inf"),
-        (["--resume", "missing.t"], "missing.t: no such checkpoint"),
+        (["--resume", "missing.t"], "--resume missing.t: no such checkpoint"),
         (["--pretrained", "missing.pth"], "--pretrained missing.pth: no such file"),
         (["--batch-size", "44"], "needs 11 persons (--batch-size 44 / --per_img 4), but only 10"),
         (["--log_path", "README.md"], "--log_path README.md: cannot be written"),
@@ -284,10 +286,10 @@ def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, message):
     ("flags", "message"),
     [
         ([], "name the checkpoint with --resume"),
-        (["--resume", "missing.t"], "missing.t: no such checkpoint"),
+        (["--resume", "missing.t"], "--resume missing.t: no such checkpoint"),
         (["--resume", "README.md"], "README.md is not a checkpoint that can be loaded"),
-        (["--resume", f"{RUN}_best.t", "--arch", "resnet50"], "was trained with --arch resnet18, not resnet50"),
-        (["--resume", f"{RUN}_best.t", "--low-dim", "512"], "was trained with --low_dim 16, not 512"),
+        (["--resume", f"{RUN}_best.t", "--arch", "resnet50"], "was trained with --arch resnet18, not --arch resnet50"),
+        (["--resume", f"{RUN}_best.t", "--low-dim", "512"], "was trained with --low_dim 16, not --low_dim 512"),
         (["--resume", f"{RUN}_best.t", "--drop", "0"], "was trained with dropout, unlike --drop 0"),
         (["--resume", f"{RUN}_best.t", "--img_h", "64"], "--img_h 64 is too low"),
         (["--resume", f"{RUN}_best.t", "--dataset", "regdb"], "test_visible_1.txt not found"),
@@ -416,11 +418,12 @@ def test_checkpoint_of_another_network_or_number_of_persons(bad, sysu_run, tmp_p
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--optim", "adam"], "was trained with --optim sgd, not adam"),
-        (["--lr", "0.02"], "was trained with --lr 0.01, not 0.02"),
-        (["--seed", "2"], "was trained with --seed 1, not 2"),
-        (["--img_w", "48"], "was trained with --img_w 32, not 48"),
-        (["--drop", "0.5"], "was trained with --drop 0.3, not 0.5"),
+        (["--optim", "adam"], "was trained with --optim sgd, not --optim adam"),
+        (["--lr", "0.02"], "was trained with --lr 0.01, not --lr 0.02"),
+        (["--seed", "2"], "was trained with --seed 1, not --seed 2"),
+        (["--img_w", "48"], "was trained with --img_w 32, not --img_w 48"),
+        (["--drop", "0.5"], "was trained with --drop 0.3, not --drop 0.5"),
+        (["--w_hc", "1", "--per_img", "2"], "was trained with --w_hc 0.6 --per_img 4, not --w_hc 1.0 --per_img 2"),
         (["--epochs", "3"], "has finished epoch 3: --epochs 3 leaves nothing to do"),
     ],
 )

@@ -5,7 +5,8 @@
 
 A person is a set of attributes drawn once. Build, hair, bag, garment shapes and patterns show in both modalities;
 colours show in visible light alone and infrared reflectances in infrared alone. How far the two agree, and how much
-the cameras differ, is the dial of `Difficulty`. Every image has a random stream of its own, named by (seed, person,
+the cameras differ, is what --difficulty decides: "easy" people look alike in all cameras, "hard" ones defy a small
+network. Every image has a random stream of its own, named by (seed, person,
 camera, number), so a tree is the same byte for byte whatever the number of workers (on one Pillow version).
 """
 
@@ -574,14 +575,21 @@ def make_regdb(out: Path, ids: int | None = 130, seed: int = 0, difficulty: str 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = utils.Parser(
+        prog="python -m tools.make_synthetic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--dataset", choices=("sysu", "regdb"), required=True, help="layout to write")
     add("--out", type=Path, required=True, help="folder to make: new, empty or the same tree")
     add("--ids", type=int, default=130, help="persons in all splits together (%(default)s)")
     add("--images", type=int, default=20, help="sysu: mean images per person and camera (%(default)s)")
     add("--seed", type=utils.number(int, 0), default=0, help="another seed draws other people and rooms (%(default)s)")
-    add("--difficulty", choices=tuple(DIFFICULTIES), default="easy", help="see above (%(default)s)")
+    add(
+        "--difficulty",
+        choices=tuple(DIFFICULTIES),
+        default="easy",
+        help="how much infrared tells of colours, cameras differ, clutter and noise disturb (%(default)s)",
+    )
     add("--full", action="store_true", help="the real set's persons and images; ignores --ids and --images")
     add("--workers", type=utils.number(int, 1), default=os.cpu_count() or 1, help="processes (one per core)")
     return parser

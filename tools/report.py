@@ -20,7 +20,9 @@ MEASURES = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = utils.Parser(
+        prog="python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", nargs="+", metavar="[LABEL=]FILE", help="JSON file that test.py wrote")
     parser.add_argument("--features", choices=["fc", "pool5"], default="fc", help="features to show (%(default)s)")
     return parser
@@ -45,7 +47,7 @@ def table(results: dict[str, dict], features: str) -> str:
     for protocol in dict.fromkeys(protocol for protocol, _ in first):
         lines.append(f"\n{protocol:{width + 24}s}" + "".join(f"{title:>9s}" for title in MEASURES.values()))
         rows = {"chance": first[protocol, "chance"]}
-        rows |= {name: found[protocol, features] for name, found in results.items() if (protocol, features) in found}
+        rows |= {name: found[protocol, features] for name, found in results.items()}
         for name, mean in rows.items():
             lines.append(f"{'':24s}{name:{width}s}" + "".join(f"{100 * mean[key]:9.2f}" for key in MEASURES))
     return "\n".join(lines) + f"\n\n{features} features, %, means over the trials"
@@ -59,6 +61,12 @@ def main() -> None:
         results[label or os.path.basename(path).removesuffix(".json")] = read_results(path)
     if len(results) < len(args.results):
         utils.fail("two results have one label: tell them apart with LABEL=FILE")
+    for label, found in results.items():
+        for protocol, _ in next(iter(results.values())):
+            if (protocol, args.features) not in found:
+                utils.fail(
+                    f"{label} has no {args.features} results of {protocol}: compare results of the same protocols"
+                )
     print(table(results, args.features))
 
 

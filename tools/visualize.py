@@ -54,7 +54,9 @@ def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = utils.Parser(
+        prog="python -m tools.visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("samples", help="contact sheet of persons x cameras of a dataset tree")
     sheet.add_argument("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
