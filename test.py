@@ -239,6 +239,7 @@ def main() -> None:
     name = f"untrained_{os.path.basename(args.pretrained)}" if args.pretrained else os.path.basename(args.resume)
     name = name.removesuffix(".t")
     what = f"{args.mode}-{args.gall_mode}" if args.dataset == "sysu" else f"trial-{args.trial}-{args.search}"
+    what += "-official" * (args.gallery == "official") + "-euclidean" * (args.distance == "euclidean")
     output = os.path.join(args.log_path, f"test_{name}_{what}")
     utils.start_log(f"{output}.log")
     utils.log_run(args)

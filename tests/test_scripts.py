@@ -60,9 +60,13 @@ def test_all_sysu_protocols_in_one_go(sysu_run, tmp_path):
     row = found["indoor-search multi-shot", "pool5"]
     np.testing.assert_allclose(row["mean"]["rank1"], np.mean([t["cmc"][0] for t in row["trials"]]))
     np.testing.assert_allclose(row["std"]["mAP"], np.std([t["mAP"] for t in row["trials"]]))
-    table = succeed("-m tools.report", f"trained={next(tmp_path.glob('*.json'))}")
+    euclidean = succeed("test.py", *flags, "--resume", f"{RUN}_best.t", "--distance", "euclidean")
+    # Stripes of unit length: Euclidean distance and dot product rank alike.
+    assert f"{100 * found['all-search single-shot', 'fc']['mean']['mAP']:.2f} ±" in euclidean
+    assert len([*tmp_path.glob("*.json")]) == 2  # the results above are still there
+    table = succeed("-m tools.report", f"trained={next(tmp_path.glob('*_both-both.json'))}")
     for text in (f"{100 * row['mean']['mAP']:.2f}", f"{100 * first['mAP']:.2f}"):
-        assert text in out + next(tmp_path.glob("*.log")).read_text()
+        assert text in out + next(tmp_path.glob("*_both-both.log")).read_text()
     assert table.count("chance") == table.count("trained") == 4
 
 
