@@ -28,7 +28,7 @@ from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 LOG_EVERY = 50  # steps
-BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"  # fits 80 columns
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 # What decides a checkpoint's scores, and what a run comes to: resuming needs the same values.
 NETWORK_FLAGS = ("arch", "low_dim", "drop", "img_h", "img_w")
 RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
