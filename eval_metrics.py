@@ -115,7 +115,9 @@ def _rank_block(distmat, q_pids, g_pids, q_hidden, g_hidden, rank_persons: bool)
     """
     by_person = np.argsort(g_pids, kind="stable")
     persons, starts, counts = np.unique(g_pids[by_person], return_index=True, return_counts=True)
-    distances = distmat[:, by_person]  # the images of a person are adjacent
+    distances = distmat[:, by_person]  # a copy, in which the images of a person are adjacent
+    if distances.dtype.kind != "f":  # whole numbers hold no infinity
+        distances = distances.astype(np.float64)
     if not np.isfinite(distances).all():
         raise ValueError("distmat holds values that are not finite")
     distances[np.ix_(q_hidden, g_hidden[by_person])] = np.inf
