@@ -108,8 +108,7 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
         path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
         checkpoint = utils.load_checkpoint(path)
         flags = argparse.Namespace(**{**vars(args), "trial": trial})
-        fixed = ["dataset", "arch", "low_dim", *(["trial"] if args.dataset == "regdb" else [])]
-        settings |= utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), flags, fixed)
+        settings |= utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), flags)
         settings |= {"checkpoint": path, "epoch": checkpoint.get("epoch")}
         log.info("checkpoint: %s, epoch %s", path, settings["epoch"])
         if args.dataset == "regdb" and "trial" not in settings:

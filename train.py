@@ -30,7 +30,7 @@ from model import EmbedNet, describe_weights, least_height, load_weights
 LOG_EVERY = 50  # steps
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 # What decides a checkpoint's scores, and what a run comes to: resuming needs the same values.
-NETWORK_FLAGS = ("arch", "low_dim", "drop", "img_h", "img_w")
+TEST_FLAGS = ("drop", "img_h", "img_w")
 RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
 
 log = logging.getLogger(__name__)
@@ -205,8 +205,7 @@ def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: in
     if checkpoint is None:
         return EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
     found = describe_weights(checkpoint["net"], args.resume)
-    fixed = ["dataset", *NETWORK_FLAGS, *(["trial"] if args.dataset == "regdb" else [])]
-    fixed += [] if args.test_only else ["lr", "w_hc", *RUN_FLAGS]
+    fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS)
     utils.check_fit(args.resume, checkpoint, found, args, fixed)
     if n_class not in (None, found["n_class"]):
         utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
@@ -317,7 +316,7 @@ def run_name(args: argparse.Namespace) -> str:
     if args.dataset == "regdb":
         name += f"_trial{args.trial}"
     parser = build_parser()
-    for flag in (*NETWORK_FLAGS[1:], *RUN_FLAGS, "pretrained"):
+    for flag in ("low_dim", *TEST_FLAGS, *RUN_FLAGS, "pretrained"):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
             name += f"_{flag.replace('_', '')}{os.path.basename(str(value))}"

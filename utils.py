@@ -273,18 +273,19 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     return {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in state.items()}
 
 
-def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace, names: Iterable[str]) -> dict:
+def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace, more: Iterable[str] = ()) -> dict:
     """End the program if flags contradict what a checkpoint was trained with (FIDELITY 14, 24).
 
     Args:
         found: what `model.describe_weights` reads off the weights: arch, low_dim, n_class, has_drop.
         args: flags; one that is None was not given and contradicts nothing.
-        names: flags to compare, where the weights or the checkpoint's ``config`` know them.
+        more: flags to compare beside dataset, arch, low_dim and RegDB's trial, where the ``config`` knows them.
 
     Returns:
         ``found`` and, where the checkpoint has a ``config``, its dataset, trial, img_h and img_w.
     """
     trained = {**checkpoint.get("config", {}), **found}
+    names = ["dataset", "arch", "low_dim", *(["trial"] if args.dataset == "regdb" else []), *more]
     pairs = [(name, trained.get(name), getattr(args, name)) for name in names]
     wrong = [(name, was, given) for name, was, given in pairs if None not in (was, given) and was != given]
     if wrong:
