@@ -104,17 +104,43 @@ def read_images(paths: list[str], size: tuple[int, int], batch_size: int, worker
 
 
 class ImageBatches:
-    """Test images as normalised batches (n, 3, height, width) on ``device``, in the order of ``paths``."""
+    """Test images as batches (modality, rows, images), all of one modality and then of the other.
 
-    def __init__(self, paths: list[str], size: tuple[int, int], batch_size: int, workers: int, device: torch.device):
-        self.paths, self.size, self.batch_size, self.workers, self.device = paths, size, batch_size, workers, device
+    ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``.
+
+    Args:
+        thermal_cameras: the numbers of the cameras whose images are "thermal"; the others are "visible".
+    """
+
+    def __init__(
+        self,
+        split: data_manager.Split,
+        thermal_cameras: tuple[int, ...],
+        size: tuple[int, int],
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+    ):
+        self.paths, self.size, self.batch_size, self.workers, self.device = (
+            split.paths,
+            size,
+            batch_size,
+            workers,
+            device,
+        )
+        thermal = np.isin(split.camids, thermal_cameras)
+        self.rows = {"thermal": np.flatnonzero(thermal), "visible": np.flatnonzero(~thermal)}
 
     def __len__(self) -> int:
-        return -(-len(self.paths) // self.batch_size)
+        return sum(-(-len(rows) // self.batch_size) for rows in self.rows.values())
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for images in read_images(self.paths, self.size, self.batch_size, self.workers):
-            yield to_input(torch.from_numpy(images).to(self.device), self.size)
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray, Tensor]]:
+        for modality, rows in self.rows.items():
+            paths = [self.paths[i] for i in rows]
+            batches = read_images(paths, self.size, self.batch_size, self.workers)
+            for start, images in zip(range(0, len(rows), self.batch_size), batches, strict=True):
+                batch = to_input(torch.from_numpy(images).to(self.device), self.size)
+                yield modality, rows[start : start + self.batch_size], batch
 
 
 class IdentitySampler:

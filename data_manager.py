@@ -12,6 +12,7 @@ RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)::
 Whatever is missing or malformed on disk is an ``OSError`` whose one-line message names the file and the remedy.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -23,8 +24,20 @@ import numpy as np
 import scipy.io
 
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
+THERMAL_CAMERAS = {"sysu": INFRARED_CAMERAS, "regdb": (2,)}  # RegDB's two are numbered here: 1 visible, 2 thermal
 GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
-MULTI_SHOT = 10  # gallery images per person and camera in the multi-shot setting
+SHOTS = {"single": 1, "multi": 10}  # gallery images per person and camera
+SYSU_TRIALS, REGDB_TRIALS = range(10), range(1, 11)
+# Of the real datasets: test persons, and the queries and gallery images of each protocol.
+TEST_PERSONS = {"sysu": 96, "regdb": 206}
+TEST_IMAGES = {
+    "all-search single-shot": (3803, 301),
+    "all-search multi-shot": (3803, 3010),
+    "indoor-search single-shot": (3803, 112),
+    "indoor-search multi-shot": (3803, 1120),
+    "v2t": (2060, 2060),
+    "t2v": (2060, 2060),
+}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 log = logging.getLogger(__name__)
@@ -36,6 +49,18 @@ class Split(NamedTuple):
     paths: list[str]
     pids: np.ndarray
     camids: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Split":
+        return Split([self.paths[i] for i in rows], self.pids[rows], self.camids[rows])
+
+
+class Search(NamedTuple):
+    """What is ranked in one trial of a protocol: the queries' and the gallery's places in a `Split` of test images."""
+
+    protocol: str  # a key of TEST_IMAGES
+    trial: int
+    query: np.ndarray
+    gallery: np.ndarray
 
 
 def sysu_train(root: str) -> tuple[Split, Split]:
@@ -50,53 +75,96 @@ def sysu_train(root: str) -> tuple[Split, Split]:
     return paired(visible, thermal, root)
 
 
+def sysu_test(root: str) -> Split:
+    """All images of the test persons, of all cameras: persons ascending, cameras ascending, names sorted."""
+    pids, cams = sorted(set(_read_ids(root, "test"))), sorted(VISIBLE_CAMERAS + INFRARED_CAMERAS)
+    images = _split((path, pid, cam) for pid in pids for cam in cams for path in _images(root, cam, pid))
+    return _not_empty(images, root, "test persons have no images")
+
+
 def sysu_query(root: str, mode: str = "all") -> Split:
     """All infrared images of the test persons: 3,803 in the real dataset, the same for both search modes."""
-    _check_mode(mode)
-    pids = sorted(set(_read_ids(root, "test")))
-    query = _split((path, pid, cam) for pid in pids for cam in INFRARED_CAMERAS for path in _images(root, cam, pid))
-    return _not_empty(query, root, "test persons have no infrared images in cam3 and cam6")
+    images = sysu_test(root)
+    return images.take(sysu_searches(images, mode, trials=[0])[0].query)
 
 
 def sysu_gallery(
     root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0, rand_perm: np.ndarray | None = None
 ) -> Split:
-    """Visible test images, one (``single``) or up to ten (``multi``) per person and camera, another draw each trial.
+    """The gallery of one trial, as `sysu_searches` draws it."""
+    images = sysu_test(root)
+    return images.take(sysu_searches(images, mode, gall_mode, rand_perm, [trial])[0].gallery)
 
-    ``mode`` "all" searches the cameras 1, 2, 4, 5 (301 or 3,010 images in the real dataset), "indoor" 1 and 2 (112 or
-    1,120). Without ``rand_perm``, trial t draws with seed t (FIDELITY 11): persons ascending and inside a person
-    cameras ascending, single-shot with Python's generator as the field's baseline does, multi-shot with numpy's.
-    With ``rand_perm`` (`read_rand_perm`) the picks are those of the official evaluation, whose order is cameras
-    ascending and inside a camera persons ascending; the trials are 0 to 9.
+
+def sysu_searches(
+    images: Split,
+    mode: str = "all",
+    gall_mode: str = "single",
+    rand_perm: np.ndarray | None = None,
+    trials: Iterable[int] = SYSU_TRIALS,
+) -> list[Search]:
+    """The protocols of SYSU-MM01: infrared queries, and a gallery that is drawn anew in each trial.
+
+    ``mode`` "all" searches the cameras 1, 2, 4, 5, "indoor" 1 and 2; the gallery has one image (``gall_mode`` "single")
+    or up to ten ("multi") of each person in each of these cameras; "both" gives either's searches.
+
+    Without ``rand_perm``, trial t draws with seed t (FIDELITY 11): persons ascending and inside a person cameras
+    ascending, single-shot with Python's generator as the field's baseline does, multi-shot with numpy's. With
+    ``rand_perm`` (`read_rand_perm`) the picks are those of the official evaluation, whose order is cameras ascending
+    and inside a camera persons ascending; the trials are 0 to 9. A person's images in a camera count in order of path.
+
+    Args:
+        images: all images of the test persons, like `sysu_test` gives them, in any order.
+
+    Raises:
+        ValueError: nothing to search with or in, or ``rand_perm`` does not fit the images.
     """
-    _check_mode(mode)
-    if gall_mode not in ("single", "multi"):
-        raise ValueError(f"gall_mode is {gall_mode!r}: give 'single' or 'multi'")
-    shots = 1 if gall_mode == "single" else MULTI_SHOT
-    pids = sorted(set(_read_ids(root, "test")))
-    if rand_perm is None:
-        places = [(pid, cam) for pid in pids for cam in GALLERY_CAMERAS[mode]]
-    else:
-        places = [(pid, cam) for cam in GALLERY_CAMERAS[mode] for pid in pids]
-    choose, draw = random.Random(trial).choice, np.random.RandomState(trial).choice
-    rows, short = [], 0
-    for pid, cam in places:
-        files = _images(root, cam, pid)
-        if not files:
-            continue
-        short += len(files) < shots
-        if rand_perm is not None:
-            picks = _official_picks(files, rand_perm, pid, cam, trial, shots)
-        elif gall_mode == "single":
-            picks = [choose(files)]
-        else:
-            picks = [str(f) for f in draw(files, min(shots, len(files)), replace=False)]
-        rows += [(path, pid, cam) for path in picks]
-    if short and trial == 0:  # said for the first trial only: it holds for all
-        log.warning(
-            "multi-shot %s search: %d (person, camera) pairs have fewer than ten images; all are used", mode, short
-        )
-    return _not_empty(_split(rows), root, f"test persons have no images in cameras {GALLERY_CAMERAS[mode]}")
+    query = np.flatnonzero(np.isin(images.camids, INFRARED_CAMERAS))
+    if not len(query):
+        raise ValueError("the test persons have no infrared images (cameras 3 and 6), which are the queries")
+    where = {}  # (person, camera) -> its images
+    for i in sorted(range(len(images.paths)), key=images.paths.__getitem__):
+        where.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
+    searches = []
+    for cameras, shots in itertools.product(_choice(mode, GALLERY_CAMERAS), _choice(gall_mode, SHOTS)):
+        protocol = f"{cameras}-search {shots}-shot"
+        places = {place: where[place] for place in sorted(where) if place[1] in GALLERY_CAMERAS[cameras]}
+        if not places:
+            raise ValueError(f"the test persons have no images in the gallery's cameras, {GALLERY_CAMERAS[cameras]}")
+        short = sum(len(own) < SHOTS[shots] for own in places.values())
+        if short:
+            log.warning("%s: %d (person, camera) pairs have fewer than ten images; all are used", protocol, short)
+        for trial in trials:
+            if rand_perm is None:
+                gallery = _seeded_draw(places, SHOTS[shots], trial)
+            else:
+                gallery = _official_draw(places, SHOTS[shots], trial, rand_perm)
+            searches.append(Search(protocol, trial, query, np.array(gallery)))
+    return searches
+
+
+def _seeded_draw(places: dict[tuple[int, int], list[int]], shots: int, trial: int) -> list[int]:
+    if shots == 1:
+        choose = random.Random(trial).choice
+        return [choose(own) for own in places.values()]
+    draw = np.random.RandomState(trial).choice
+    return [i for own in places.values() for i in draw(own, min(shots, len(own)), replace=False).tolist()]
+
+
+def _official_draw(
+    places: dict[tuple[int, int], list[int]], shots: int, trial: int, rand_perm: np.ndarray
+) -> list[int]:
+    gallery = []
+    for pid, cam in sorted(places, key=lambda place: (place[1], place[0])):
+        own, persons = places[pid, cam], rand_perm[cam - 1, 0]
+        order = persons[pid - 1, 0] if 1 <= pid <= len(persons) else np.empty((0, 0))
+        if order.shape != (10, len(own)) or sorted(order[trial]) != [*range(1, len(own) + 1)]:
+            raise ValueError(
+                f"person {pid} has {len(own)} images in camera {cam}, but --rand_perm orders {order.shape[1]}: "
+                "it belongs to another tree"
+            )
+        gallery += [own[number - 1] for number in order[trial][:shots].tolist()]
+    return gallery
 
 
 def read_rand_perm(path: str) -> np.ndarray:
@@ -113,17 +181,6 @@ def read_rand_perm(path: str) -> np.ndarray:
     except Exception:  # scipy raises whatever the damage leads to
         pass
     raise OSError(f"--rand_perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
-
-
-def _official_picks(files: list[str], rand_perm: np.ndarray, pid: int, cam: int, trial: int, shots: int) -> list[str]:
-    persons = rand_perm[cam - 1, 0]
-    order = persons[pid - 1, 0] if pid <= len(persons) else np.empty((0, 0))
-    if order.shape != (10, len(files)) or sorted(order[trial]) != [*range(1, len(files) + 1)]:
-        raise OSError(
-            f"{os.path.dirname(files[0])} has {len(files)} images, but --rand_perm orders {order.shape[1]} there: "
-            "it belongs to another tree"
-        )
-    return [files[number - 1] for number in order[trial][:shots].tolist()]
 
 
 def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
@@ -149,13 +206,51 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
     return _not_empty(_split(rows), root, f"no image is listed in {index}")
 
 
+def regdb_test(root: str, trial: int) -> Split:
+    """The test images of one trial: visible ones (camera 1), then thermal ones (camera 2)."""
+    visible, thermal = (regdb_split(root, trial, modality, "test") for modality in ("visible", "thermal"))
+    return Split(visible.paths + thermal.paths, *map(np.concatenate, zip(visible[1:], thermal[1:], strict=True)))
+
+
+def regdb_searches(images: Split, trial: int, search: str = "v2t") -> list[Search]:
+    """The protocols of RegDB, from visible to thermal ("v2t") or back ("t2v"), or both; ValueError: a side is empty."""
+    visible, thermal = np.flatnonzero(images.camids == 1), np.flatnonzero(images.camids == 2)
+    if not (len(visible) and len(thermal)):
+        raise ValueError("visible (camera 1) or thermal (camera 2) test images are missing")
+    sides = {"v2t": (visible, thermal), "t2v": (thermal, visible)}
+    return [Search(direction, trial, *sides[direction]) for direction in _choice(search, sides)]
+
+
+def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]]:
+    """Only the images that a search uses, each once, and the searches among them."""
+    used = np.unique(np.concatenate([np.concatenate([search.query, search.gallery]) for search in searches]))
+    renumber = [
+        search._replace(query=np.searchsorted(used, search.query), gallery=np.searchsorted(used, search.gallery))
+        for search in searches
+    ]
+    return images.take(used), renumber
+
+
+def check_counts(images: Split, searches: list[Search], dataset: str) -> None:
+    """Warn if test images are about as many as in the real dataset, but not exactly; once for each protocol."""
+    name = {"sysu": "SYSU-MM01", "regdb": "RegDB"}[dataset]
+    persons, known = len(np.unique(images.pids)), TEST_PERSONS[dataset]
+    for search in {search.protocol: search for search in reversed(searches)}.values():
+        found, expected = (len(search.query), len(search.gallery)), TEST_IMAGES[search.protocol]
+        if abs(persons - known) <= known // 10 and (persons, *found) != (known, *expected):
+            log.warning(
+                "%s: %d test persons, %d queries, %d gallery images, but %s has %d, %d and %d: is the data complete?",
+                search.protocol, persons, *found, name, known, *expected,
+            )  # fmt: skip
+
+
 def paired(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
     """Both splits without the persons who are missing from one of them, whom a warning names (FIDELITY 25)."""
     alone = sorted(set(visible.pids.tolist()) ^ set(thermal.pids.tolist()))
     if alone:
         log.warning("left out of training, for they have images in one modality only: persons %s", _shorten(alone))
-    complaint = "no training person has images in both modalities"
-    return tuple(_not_empty(_without(split, alone), root, complaint) for split in (visible, thermal))
+    both = [split.take(np.flatnonzero(~np.isin(split.pids, alone))) for split in (visible, thermal)]
+    return tuple(_not_empty(split, root, "no training person has images in both modalities") for split in both)
 
 
 def relabel(pids: np.ndarray) -> np.ndarray:
@@ -163,20 +258,17 @@ def relabel(pids: np.ndarray) -> np.ndarray:
     return np.unique(pids, return_inverse=True)[1]
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in GALLERY_CAMERAS:
-        raise ValueError(f"mode is {mode!r}: give 'all' or 'indoor'")
+def _choice(name: str, options: Iterable[str]) -> list[str]:
+    """What a flag's value stands for: itself, or all of ``options``."""
+    if name not in (*options, "both"):
+        raise ValueError(f"there is no protocol {name!r}: give one of {', '.join([*options, 'both'])}")
+    return [*options] if name == "both" else [name]
 
 
 def _split(rows: Iterable[tuple[str, int, int]]) -> Split:
     rows = list(rows)
     pids, camids = (np.array([row[column] for row in rows], dtype=np.int64) for column in (1, 2))
     return Split([row[0] for row in rows], pids, camids)
-
-
-def _without(split: Split, pids: list[int]) -> Split:
-    keep = np.flatnonzero(~np.isin(split.pids, pids))
-    return Split([split.paths[i] for i in keep], split.pids[keep], split.camids[keep])
 
 
 def _not_empty(split: Split, root: str, complaint: str) -> Split:

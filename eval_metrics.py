@@ -1,5 +1,7 @@
 """Features -> distances -> CMC, mAP and mINP, and the extraction of the features. Imports no model, reads no file.
 
+`extract_features` embeds images, `Results` scores protocols with them: training and testing both evaluate so.
+
 Distances are numpy arrays, smaller = more alike. Every measure is computed per query and averaged over the queries
 that have a match in the gallery; the others do not count (FIDELITY 12).
 """
@@ -9,8 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor, nn
 
+KINDS = ("fc", "pool5")  # of features: of the six heads, and of the stripes before them
 RANKS = (1, 5, 10, 20)  # the reported ones
 BLOCK = 2**18  # distances ranked at a time: they stay in the processor's cache, and memory is bounded
 
@@ -33,8 +38,8 @@ class Distances:
     Stands for a (q, g) array where that would not fit into memory.
 
     Args:
-        kind: "cosine", minus the dot product as published (of L2-normalised stripes it ranks as the cosine does), or
-            "euclidean", squared and in float64, which ranks as the official evaluation's distance does.
+        kind: "cosine", minus the cosine of the angle, which ranks as the published dot product does (there all features
+            are of one length), or "euclidean", squared and in float64, which ranks as the official evaluation's does.
     """
 
     KINDS = ("cosine", "euclidean")
@@ -45,6 +50,11 @@ class Distances:
         if kind == "euclidean":
             query, gallery = query.astype(np.float64), gallery.astype(np.float64)
             self.squares = (query**2).sum(1)[:, None], (gallery**2).sum(1)
+        else:
+            lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
+            if not all(length.all() for length in lengths):
+                raise ValueError("a feature is zero, which has no direction: compare by another distance than cosine")
+            query, gallery = query / lengths[0], gallery / lengths[1]
         self.query, self.gallery = query, gallery
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -185,26 +195,227 @@ def _rank_ties(distmat, q_pids, g_pids, hidden, rank_persons: bool) -> np.ndarra
     return np.stack([first, ap, inp], axis=1)
 
 
+class Counts(NamedTuple):
+    """How large a ranking is: queries, those of them without a match in the gallery, gallery images and persons.
+
+    ``chance`` is the rank-1 to expect of a random ranking, ``deviation`` how far luck takes it: images of one person
+    in one camera are alike and count as one draw.
+    """
+
+    queries: int
+    without_match: int
+    gallery_images: int
+    gallery_persons: int
+    chance: float
+    deviation: float
+
+    @classmethod
+    def of(cls, search: NamedTuple, images: NamedTuple) -> "Counts":
+        """Arguments as for `Results.add`."""
+        q_pids, g_pids = images.pids[search.query], images.pids[search.gallery]
+        q_camids, g_camids = images.camids[search.query], images.camids[search.gallery]
+        persons, place = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)
+        q_place, g_place = np.split(place, [len(q_pids)])
+        images = np.bincount(g_place, minlength=len(persons))
+        hidden = np.bincount(g_place[g_camids == 2], minlength=len(persons))  # from queries of camera 3
+        matches = images[q_place] - np.where(q_camids == 3, hidden[q_place], 0)
+        seen = images.sum() - np.where(q_camids == 3, hidden.sum(), 0)
+        matched = matches > 0
+        chance = float((matches[matched] / seen[matched]).mean()) if matched.any() else 0.0
+        draws = len({*zip(q_pids[matched].tolist(), q_camids[matched].tolist(), strict=True)})
+        return cls(len(q_pids), int((~matched).sum()), len(g_pids), len(np.unique(g_pids)), chance,
+                   (chance * (1 - chance) / max(draws, 1)) ** 0.5)  # fmt: skip
+
+
+class Results:
+    """Scores of several kinds of features under the protocols of one dataset, trial by trial.
+
+    Args:
+        dataset: "sysu" or "regdb".
+        distance: a kind of `Distances`.
+        reranked: compare by `rerank` of these distances.
+        seed: of the random rankings that stand beside the features as "chance".
+
+    Attributes:
+        counts: {protocol: Counts} of its first trial.
+        scores: {(protocol, feature): {trial: Scores}}.
+    """
+
+    def __init__(self, dataset: str, distance: str = "cosine", reranked: bool = False, seed: int = 1):
+        self.dataset, self.distance, self.reranked, self.seed = dataset, distance, reranked, seed
+        self.counts, self.scores = {}, {}
+
+    def add(self, search: NamedTuple, images: NamedTuple, features: dict[str, np.ndarray]) -> None:
+        """Score one trial of one protocol.
+
+        Args:
+            search: its ``protocol``, ``trial``, and the places of ``query`` and ``gallery`` among the images.
+            images: ``pids`` and ``camids``, (N,) each.
+            features: kind -> (N, dim).
+
+        Raises:
+            ValueError: as `eval_sysu` does.
+        """
+        query, gallery = search.query, search.gallery
+        pids, camids = (images.pids[query], images.pids[gallery]), (images.camids[query], images.camids[gallery])
+        self.counts.setdefault(search.protocol, Counts.of(search, images))
+        for feature in (*features, "chance"):
+            if feature == "chance":
+                distmat = np.random.default_rng([self.seed, search.trial]).random((len(query), len(gallery)))
+            else:
+                compare = rerank if self.reranked else Distances
+                distmat = compare(features[feature][query], features[feature][gallery], self.distance)
+            scores = eval_sysu(distmat, *pids, *camids) if self.dataset == "sysu" else eval_regdb(distmat, *pids)
+            self.scores.setdefault((search.protocol, feature), {})[search.trial] = scores
+
+    def mean_and_std(self, protocol: str, feature: str) -> dict[str, tuple[float, float]]:
+        """Mean and deviation over the trials of rank1, rank5, rank10, rank20, mAP and mINP."""
+        trials = self.scores[protocol, feature].values()
+        measures = {f"rank{r}": [t.cmc[r - 1] for t in trials] for r in RANKS}
+        measures |= {"mAP": [t.mAP for t in trials], "mINP": [t.mINP for t in trials]}
+        return {name: (float(np.mean(values)), float(np.std(values))) for name, values in measures.items()}
+
+    def near_chance(self) -> list[str]:
+        """For each protocol and feature whose rank-1 is within three deviations of chance, a few words."""
+        found = []
+        for protocol, feature in self.scores:
+            counts, rank1 = self.counts[protocol], self.mean_and_std(protocol, feature)["rank1"][0]
+            if feature != "chance" and rank1 < counts.chance + 3 * counts.deviation:
+                found.append(f"{protocol} {feature} {rank1:.1%}, chance {counts.chance:.1%} ± {counts.deviation:.1%}")
+        return found
+
+    def table(self) -> str:
+        """What was ranked, then a row of percentages for each protocol and feature."""
+        lines = [
+            f"{protocol}: {c.queries} queries ({c.without_match} without a match, not counted), "
+            f"{c.gallery_images} gallery images of {c.gallery_persons} persons"
+            for protocol, c in self.counts.items()
+        ]
+        columns = [*(f"rank-{r}" for r in RANKS), "mAP", "mINP"]
+        lines += ["", f"{'protocol':26s}{'features':9s}" + "".join(f"{column:>14s}" for column in columns)]
+        for (protocol, feature), trials in self.scores.items():
+            several = len(trials) > 1
+            values = self.mean_and_std(protocol, feature).values()
+            cells = (f"{100 * mean:.2f}" + f" ± {100 * std:4.2f}" * several for mean, std in values)
+            lines.append(f"{protocol:26s}{feature:9s}" + "".join(f"{cell:>14s}" for cell in cells))
+        return "\n".join([*lines, "%" + f", mean ± deviation over {len(trials)} trials" * several])
+
+    def to_json(self) -> dict:
+        rows = []
+        for (protocol, feature), trials in self.scores.items():
+            measures = self.mean_and_std(protocol, feature)
+            rows.append(
+                {
+                    "protocol": protocol,
+                    "feature": feature,
+                    "mean": {name: mean for name, (mean, _) in measures.items()},
+                    "std": {name: std for name, (_, std) in measures.items()},
+                    "trials": [{"trial": n, **t._asdict(), "cmc": t.cmc.tolist()} for n, t in trials.items()],
+                }
+            )
+        return {"counts": {protocol: c._asdict() for protocol, c in self.counts.items()}, "results": rows}
+
+
+def rerank(
+    query: np.ndarray, gallery: np.ndarray, kind: str = "cosine", k1: int = 20, k2: int = 6, weight: float = 0.3
+) -> np.ndarray:
+    """Distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017, with its published parameters).
+
+    Two images are alike when each other's near neighbours are. Unlike `Distances` this compares a query with all other
+    queries too, and holds (q + g) x (q + g) float32 values.
+
+    Args:
+        query, gallery: (q, dim) and (g, dim) features.
+        kind: of `Distances`.
+        k1, k2: neighbours that count as near, and those whose neighbourhoods are averaged.
+        weight: share of the plain distance in the result (the paper's lambda).
+
+    Returns:
+        (q, g) float32.
+    """
+    features, q = np.concatenate([query, gallery]), len(query)
+    n = len(features)
+    plain, nearest = Distances(features, features, kind), []
+    distances = np.empty((n, n), np.float32)
+    k1, k2 = min(k1, n - 1), min(k2, n)
+    rows = max(64, BLOCK // n)
+    for start in range(0, n, rows):
+        block = (plain[start : start + rows] + (kind == "cosine")).clip(min=0)  # 1 - cosine, half the squared distance
+        distances[start : start + rows] = block / block.max(axis=1, keepdims=True)
+        near = np.sort(np.argpartition(block, k1, axis=1)[:, : k1 + 1], axis=1)
+        order = np.argsort(np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
+        nearest.append(np.take_along_axis(near, order, axis=1))
+    nearest = np.concatenate(nearest)  # (n, k1 + 1), each image's own first
+
+    def neighbours(k: int) -> sparse.csr_matrix:
+        """Who is among whose k nearest: (n, n), 0 or 1."""
+        return sparse.csr_matrix(
+            (np.ones(n * k, np.float32), nearest[:, :k].ravel(), np.arange(0, n * k + 1, k)), (n, n)
+        )
+
+    def reciprocal(k: int) -> sparse.csr_matrix:
+        near = neighbours(k + 1)
+        return near.multiply(near.T).tocsr()
+
+    # A neighbour brings along its own neighbourhood if that lies mostly, by more than two thirds, in ours.
+    near, closer = reciprocal(k1), reciprocal(round(k1 / 2))
+    bring = near.multiply(near @ closer).tocsr()
+    bring.data = (3 * bring.data > 2 * np.diff(closer.indptr)[bring.indices]).astype(np.float32)
+    member = (near + bring @ closer).tocoo()  # (n, n), above 0 where the column is in the row's neighbourhood
+    close = np.exp(-distances[member.row, member.col]) * (member.data > 0)
+    weights = sparse.csr_matrix((close, (member.row, member.col)), (n, n))
+    weights = sparse.diags(1 / weights.sum(axis=1).A1) @ weights
+    weights = (neighbours(k2) / k2 @ weights).tocsr()
+
+    by_member = weights[q:].T.tocsr()  # row k: the gallery images that have image k in their neighbourhood
+    result = np.empty((q, n - q), np.float32)
+    for i in range(q):
+        own = weights[i]
+        others = by_member[own.indices]
+        shared = np.minimum(others.data, np.repeat(own.data, np.diff(others.indptr)))
+        overlap = np.bincount(others.indices, shared, minlength=n - q)
+        result[i] = (1 - weight) * (1 - overlap / (2 - overlap)) + weight * distances[i, q:]
+    return result
+
+
 @torch.no_grad()
-def extract_features(net: nn.Module, batches: Iterable[Tensor], modality: str) -> dict[str, np.ndarray]:
-    """Embed every image of one modality: {"pool5": (N, parts * C), "fc": (N, parts * low_dim)}, float arrays.
+def extract_features(
+    net: nn.Module,
+    batches: Iterable[tuple[str, np.ndarray, Tensor]],
+    n: int,
+    kinds: tuple[str, ...] = KINDS,
+    flip: bool = False,
+) -> dict[str, np.ndarray]:
+    """Embed images: {"fc": (n, parts * low_dim), "pool5": (n, parts * C)}, float arrays.
 
     Args:
         net: called as ``net(visible=images)`` or ``net(thermal=images)`` in evaluation mode, gives (pool5, fc).
-        batches: normalised images (n, 3, height, width) on the device of ``net``.
-        modality: "visible" or "thermal".
+        batches: (modality, rows, images): "visible" or "thermal", the images' places among the n, and normalised
+            images (b, 3, height, width) on the device of ``net``.
+        n: number of images.
+        kinds: the features to keep.
+        flip: average those of the image and of its mirror image, and normalise each of the ``net.num_parts`` stripes.
 
     Raises:
         FloatingPointError: a feature is not finite.
     """
-    was_training = net.training
+    was_training, features = net.training, {}
     net.eval()
-    pool5, fc = zip(*([part.cpu() for part in net(**{modality: images})] for images in batches), strict=True)
+    for modality, rows, images in batches:
+        found = dict(zip(("pool5", "fc"), net(**{modality: images}), strict=True))
+        if flip:
+            mirrored = dict(zip(("pool5", "fc"), net(**{modality: images.flip(3)}), strict=True))
+            found = {kind: _mean_of_stripes(found[kind], mirrored[kind], net.num_parts) for kind in kinds}
+        for kind in kinds:
+            values = found[kind].cpu().numpy()
+            if not np.isfinite(values).all():
+                raise FloatingPointError(
+                    f"the {kind} features of the {modality} images are not finite: the network is broken"
+                )
+            features.setdefault(kind, np.empty((n, values.shape[1]), values.dtype))[rows] = values
     net.train(was_training)
-    features = {"pool5": torch.cat(pool5).numpy(), "fc": torch.cat(fc).numpy()}
-    for name, values in features.items():
-        if not np.isfinite(values).all():
-            raise FloatingPointError(
-                f"the {name} features of the {modality} images are not finite: the network is broken"
-            )
     return features
+
+
+def _mean_of_stripes(a: Tensor, b: Tensor, num_parts: int) -> Tensor:
+    return F.normalize((a + b).unflatten(1, (num_parts, -1)), dim=2).flatten(1)

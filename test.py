@@ -10,45 +10,31 @@ scores of every trial. The rows "chance" are random rankings of the same lists. 
 accepted and ignored.
 
 SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does, or are those of the dataset's
-official evaluation (--gallery official), which compares Euclidean distances (--distance euclidean).
+official evaluation (--gallery official), which compares Euclidean distances (--distance euclidean). Features can be
+kept (--save_features, for tools.score) and handed to that evaluation's own code (--mat).
 """
 
 import argparse
 import json
 import logging
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
+import scipy.io
 import torch
 from tqdm import tqdm
 
 import data_loader
 import data_manager
 import utils
-from eval_metrics import RANKS, Distances, Scores, eval_regdb, eval_sysu, extract_features
+from data_manager import Search, Split
+from eval_metrics import KINDS, Results, extract_features
 from model import EmbedNet, describe_weights, least_height, load_weights
 
 FROM_CHECKPOINT = ("arch", "low_dim", "drop", "img_h", "img_w")  # flags that it decides, unless they are given
-FEATURES = ("fc", "pool5", "chance")
-SYSU_TRIALS, REGDB_TRIALS = range(10), range(1, 11)
+MAT_PERSONS = 533  # the persons that SYSU-MM01's own evaluation counts, in its rand_perm_cam.mat
 
 log = logging.getLogger(__name__)
-
-
-class Row(NamedTuple):
-    """A row of the result table: the scores under one protocol, by number of the trial."""
-
-    protocol: str
-    feature: str
-    trials: dict[int, Scores]
-
-    def mean_and_std(self) -> dict[str, tuple[float, float]]:
-        trials = self.trials.values()
-        measures = {f"rank{r}": [t.cmc[r - 1] for t in trials] for r in RANKS}
-        measures |= {"mAP": [t.mAP for t in trials], "mINP": [t.mINP for t in trials]}
-        return {name: (float(np.mean(values)), float(np.std(values))) for name, values in measures.items()}
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
@@ -62,13 +48,12 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
         flag.default, flag.help = None, argparse.SUPPRESS
     add = parser.add_argument
     add("--pretrained", help="score an untrained network instead of a checkpoint: imagenet, none or a file")
-    add("--mode", choices=["all", "indoor", "both"], default="all", help="SYSU-MM01 search (%(default)s)")
-    add("--gall-mode", choices=["single", "multi", "both"], default="single", help="SYSU-MM01 shots (%(default)s)")
-    add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten draws (%(default)s)")
-    add("--rand-perm", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
-    add("--distance", choices=Distances.KINDS, default="cosine", help="distance of the features (%(default)s)")
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
-    add("--search", choices=["v2t", "t2v", "both"], default="v2t", help="RegDB's direction (%(default)s)")
+    add("--features", choices=[*KINDS, "both"], default="both", help="features to score (%(default)s)")
+    add("--flip", action="store_true", help="average the features of each image and its mirror image")
+    add("--save-features", metavar="FILE", help="write the features of all test images, .npz, for tools.score")
+    add("--mat", metavar="DIR", help="write those of SYSU-MM01 as .mat files for its official evaluation")
+    utils.add_scoring_flags(parser)
     return parser, unused
 
 
@@ -88,22 +73,37 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         parser.error("name the checkpoint with --resume, or score an untrained network with --pretrained none")
     if args.resume and args.pretrained:
         parser.error("--pretrained scores an untrained network: drop it, or drop --resume")
-    if (args.gallery == "official") != bool(args.rand_perm):
-        parser.error("--gallery official and --rand_perm FILE, its rand_perm_cam.mat, go together")
-    if args.dataset == "regdb" and args.trial == "all" and args.resume and "{trial}" not in args.resume:
-        parser.error(f"--trial all needs ten models: write {{trial}} for the trial's number in --resume {args.resume}")
+    if args.mat and args.dataset == "regdb":
+        parser.error("--mat is for SYSU-MM01: RegDB has no official evaluation code")
+    if args.dataset == "regdb" and args.trial == "all":
+        for flag in ("resume", "save_features"):
+            name = getattr(args, flag)
+            if name and "{trial}" not in name:
+                parser.error(f"--trial all needs ten files: write {{trial}} for the trial's number in --{flag} {name}")
     return args, ignored
 
 
-def trials_of(args: argparse.Namespace) -> Iterable[int]:
-    """RegDB's trials to test, each of which has a model of its own."""
-    return REGDB_TRIALS if args.trial == "all" else [args.trial]
+def list_images(
+    args: argparse.Namespace, trial: int | None, rand_perm: np.ndarray | None
+) -> tuple[Split, list[Search]]:
+    """The images to embed, and what to rank of them: all protocols of SYSU-MM01, or those of a trial of RegDB."""
+    with utils.blame(args.data_path):
+        if args.dataset == "sysu":
+            images = data_manager.sysu_test(args.data_path)
+            searches = data_manager.sysu_searches(images, args.mode, args.gall_mode, rand_perm)
+        else:
+            images = data_manager.regdb_test(args.data_path, trial)
+            searches = data_manager.regdb_searches(images, trial, args.search)
+    data_manager.check_counts(images, searches, args.dataset)
+    if args.save_features or args.mat:
+        return images, searches
+    return data_manager.restrict(images, searches)
 
 
 def load_network(args: argparse.Namespace, device: torch.device, trial: int | None = None) -> tuple[EmbedNet, dict]:
     """The --resume checkpoint (RegDB: of ``trial``), or an untrained network; and the settings it is tested with."""
     settings = {"arch": "resnet50", "low_dim": 512, "img_h": 288, "img_w": 144, "n_class": 1, "has_drop": False}
-    settings |= {"checkpoint": None, "epoch": None}
+    settings |= {"checkpoint": None, "epoch": None, "flip": args.flip}
     if args.resume:
         path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
         checkpoint = utils.load_checkpoint(path)
@@ -121,135 +121,78 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
     net = EmbedNet(settings["n_class"], settings["low_dim"], drop, settings["arch"], pretrained=pretrained)
     if args.resume:
         load_weights(net, checkpoint["net"], path)
-    return net.to(device, memory_format=torch.channels_last), settings
+    return net.to(device, memory_format=torch.channels_last), settings | {"trial": trial}
 
 
-def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, paths: list[str], modality: str) -> dict:
-    size = settings["img_h"], settings["img_w"]
-    device = next(net.parameters()).device
-    batches = data_loader.ImageBatches(paths, size, args.test_batch, args.workers, device)
-    return extract_features(net, tqdm(batches, f"embed {modality}", disable=None, leave=False), modality)
+def embed(net: EmbedNet, settings: dict, args: argparse.Namespace, images: Split) -> dict[str, np.ndarray]:
+    """The kinds of features that --features asks for, (N, dim) each; every image is read once."""
+    size, device = (settings["img_h"], settings["img_w"]), next(net.parameters()).device
+    thermal_cameras = data_manager.THERMAL_CAMERAS[args.dataset]
+    batches = data_loader.ImageBatches(images, thermal_cameras, size, args.test_batch, args.workers, device)
+    bar = tqdm(batches, f"embed {len(images.paths)} images", unit="batch", disable=None, leave=False)
+    kinds = KINDS if args.features == "both" else (args.features,)
+    return extract_features(net, bar, len(images.paths), kinds, args.flip)
 
 
-def distances(
-    feature: str, query: dict, gallery: dict, args: argparse.Namespace, draw: list[int]
-) -> np.ndarray | Distances:
-    """(queries, gallery) from the features that `embed` gives; "chance" stands for a random ranking, seeded by draw."""
-    if feature == "chance":
-        return np.random.default_rng([args.seed, *draw]).random((len(query["fc"]), len(gallery["fc"])))
-    return Distances(query[feature], gallery[feature], args.distance)
+def save_features(path: str, images: Split, features: dict[str, np.ndarray], settings: dict, root: str) -> None:
+    """An .npz file for tools.score: fc and pool5 (N, dim), pids, camids, paths below ``root``, and network, in JSON."""
+    paths = np.array([os.path.relpath(path, root).replace(os.sep, "/") for path in images.paths])
+    with utils.whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **features, pids=images.pids, camids=images.camids, paths=paths, network=json.dumps(settings))
 
 
-def test_sysu(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:
-    """A row per protocol and kind of feature, and the settings of the network."""
-    modes = ["all", "indoor"] if args.mode == "both" else [args.mode]
-    shots = ["single", "multi"] if args.gall_mode == "both" else [args.gall_mode]
-    query = data_manager.sysu_query(args.data_path)
-    rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
-    galleries = {
-        f"{mode}-search {shot}-shot": [
-            data_manager.sysu_gallery(args.data_path, mode, shot, trial, rand_perm) for trial in SYSU_TRIALS
-        ]
-        for mode in modes
-        for shot in shots
-    }
-    net, settings = load_network(args, device)
-    # Each distinct gallery image is embedded once, whatever the number of draws that it is in.
-    paths = sorted({path for draws in galleries.values() for gallery in draws for path in gallery.paths})
-    place = {path: i for i, path in enumerate(paths)}
-    query_features = embed(net, settings, args, query.paths, "thermal")
-    gallery_features = embed(net, settings, args, paths, "visible")
-
-    rows = []
-    for protocol, draws in galleries.items():
-        log.info("%s: %d queries, %d gallery images of %d persons, %d trials", protocol, len(query.paths),
-                 len(draws[0].paths), len({*draws[0].pids}), len(draws))  # fmt: skip
-        by_feature = {feature: Row(protocol, feature, {}) for feature in FEATURES}
-        for trial, gallery in zip(SYSU_TRIALS, draws, strict=True):
-            picks = [place[path] for path in gallery.paths]
-            picked = {name: values[picks] for name, values in gallery_features.items()}
-            for feature, row in by_feature.items():
-                distmat = distances(feature, query_features, picked, args, [trial])
-                with utils.blame(args.data_path):
-                    row.trials[trial] = eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
-        rows += by_feature.values()
-    return rows, [settings]
-
-
-def test_regdb(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[dict]]:
-    """A row per direction and kind of feature, and the settings of each trial's network."""
-    searches = ["v2t", "t2v"] if args.search == "both" else [args.search]
-    rows = {(search, feature): Row(search, feature, {}) for search in searches for feature in FEATURES}
-    networks = []
-    for trial in trials_of(args):
-        visible, thermal = (data_manager.regdb_split(args.data_path, trial, m, "test") for m in ("visible", "thermal"))
-        net, settings = load_network(args, device, trial)
-        networks.append(settings)
-        log.info("trial %d: %d visible and %d thermal images", trial, len(visible.paths), len(thermal.paths))
-        visible_side = visible, embed(net, settings, args, visible.paths, "visible")
-        thermal_side = thermal, embed(net, settings, args, thermal.paths, "thermal")
-        for (search, feature), row in rows.items():
-            sides = (visible_side, thermal_side) if search == "v2t" else (thermal_side, visible_side)
-            (query, query_features), (gallery, gallery_features) = sides
-            distmat = distances(feature, query_features, gallery_features, args, [trial, search == "t2v"])
-            with utils.blame(args.data_path):
-                row.trials[trial] = eval_regdb(distmat, query.pids, gallery.pids)
-    return [*rows.values()], networks
-
-
-def report(rows: list[Row]) -> None:
-    log.info("")
-    for row in rows:
-        for trial, scores in row.trials.items():
-            log.debug(f"{row.protocol}  {row.feature}  trial {trial}: {scores}")
-    columns = [*(f"rank-{r}" for r in RANKS), "mAP", "mINP"]
-    several = len(rows[0].trials) > 1
-    unit = f"%, mean ± deviation over {len(rows[0].trials)} trials" if several else "%"
-    log.info(f"{'protocol':26s}{'features':9s}" + "".join(f"{column:>14s}" for column in columns))
-    for row in rows:
-        cells = (f"{100 * mean:.2f}" + f" ± {100 * std:4.2f}" * several for mean, std in row.mean_and_std().values())
-        log.info(f"{row.protocol:26s}{row.feature:9s}" + "".join(f"{cell:>14s}" for cell in cells))
-    log.info(unit)
-
-
-def write_json(path: str, rows: list[Row], networks: list[dict], args: argparse.Namespace) -> None:
-    results = [
-        {
-            "protocol": row.protocol,
-            "feature": row.feature,
-            "mean": {name: mean for name, (mean, _) in row.mean_and_std().items()},
-            "std": {name: std for name, (_, std) in row.mean_and_std().items()},
-            "trials": [
-                {"trial": trial, "cmc": t.cmc.tolist(), "mAP": t.mAP, "mINP": t.mINP} for trial, t in row.trials.items()
-            ],
-        }
-        for row in rows
-    ]
-    content = {"flags": vars(args), "versions": utils.versions(), "networks": networks, "results": results}
-    with utils.whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+def write_mat(folder: str, images: Split, features: dict[str, np.ndarray]) -> None:
+    """Files <kind>_cam<1 to 6>.mat with a cell array "feature": row i of cell {person id} is their i-th image."""
+    for kind, values in features.items():
+        for cam in sorted(data_manager.VISIBLE_CAMERAS + data_manager.INFRARED_CAMERAS):
+            cells = np.empty((max(MAT_PERSONS, images.pids.max()), 1), dtype=object)
+            for pid in range(1, len(cells) + 1):
+                cells[pid - 1, 0] = values[(images.pids == pid) & (images.camids == cam)].astype(np.float64)
+            path = os.path.join(folder, f"{kind}_cam{cam}.mat")
+            with utils.whole_file(path) as partial, open(partial, "wb") as file:
+                scipy.io.savemat(file, {"feature": cells})
 
 
 def main() -> None:
     args, ignored = parse_args()
+    options = ["flip"] * args.flip + utils.scoring_options(args)
+    trials = [None] if args.dataset == "sysu" else data_manager.REGDB_TRIALS if args.trial == "all" else [args.trial]
     if args.resume:  # a missing one is better known now than after the first trial
-        for trial in trials_of(args):
+        for trial in trials:
             utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
     name = f"untrained_{os.path.basename(args.pretrained)}" if args.pretrained else os.path.basename(args.resume)
-    name = name.removesuffix(".t")
-    what = f"{args.mode}-{args.gall_mode}" if args.dataset == "sysu" else f"trial-{args.trial}-{args.search}"
-    what += "-official" * (args.gallery == "official") + "-euclidean" * (args.distance == "euclidean")
-    output = os.path.join(args.log_path, f"test_{name}_{what}")
+    what = [f"{args.mode}-{args.gall_mode}"] if args.dataset == "sysu" else [f"trial-{args.trial}-{args.search}"]
+    what += [args.features] * (args.features != "both") + options
+    output = os.path.join(args.log_path, f"test_{name.removesuffix('.t')}_{'-'.join(what)}")
     utils.start_log(f"{output}.log")
     utils.log_run(args)
     if ignored:
         log.info("note: only training uses %s: ignored", ", ".join(f"--{flag}" for flag in ignored))
+    if args.save_features:
+        utils.make_folder(os.path.dirname(args.save_features), "--save_features")
+    if args.mat:
+        utils.make_folder(args.mat, "--mat")
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
-    rows, networks = (test_sysu if args.dataset == "sysu" else test_regdb)(args, device)
-    report(rows)
-    write_json(f"{output}.json", rows, networks, args)
-    log.info("all trials: %s.json", output)
+
+    rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
+    results, networks = Results(args.dataset, args.distance, args.rerank, args.seed), []
+    for trial in trials:
+        images, searches = list_images(args, trial, rand_perm)
+        net, settings = load_network(args, device, trial)
+        networks.append(settings)
+        features = embed(net, settings, args, images)
+        if args.save_features:
+            path = args.save_features.replace("{trial}", str(trial))
+            save_features(path, images, features, settings, args.data_path)
+            log.info("features: %s", path)
+        if args.mat:
+            write_mat(args.mat, images, features)
+            log.info("features for the official evaluation: %s", os.path.join(args.mat, "<kind>_cam<1 to 6>.mat"))
+        with utils.blame(args.data_path):
+            for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
+                results.add(search, images, features)
+    utils.report(results, networks, options, args, f"{output}.json")
 
 
 if __name__ == "__main__":

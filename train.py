@@ -14,7 +14,6 @@ import logging
 import os
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,8 +21,8 @@ from tqdm import tqdm
 import data_loader
 import data_manager
 import utils
-from data_manager import Split
-from eval_metrics import Distances, Scores, eval_regdb, eval_sysu, extract_features
+from data_manager import Search, Split
+from eval_metrics import KINDS, Counts, Results, Scores, extract_features
 from loss import HeteroCenterLoss, stripe_losses
 from model import EmbedNet, describe_weights, least_height, load_weights
 
@@ -149,45 +148,40 @@ def train_epoch(
                 f"epoch {epoch:3d} step {step:4d}/{steps}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  HC {hc:.4f}  "
                 f"accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
             )
-    extract_features(net, [batch[0]], "visible")  # raises if the last step has broken the network
+    # Raises if the last step has broken the network.
+    extract_features(net, [("visible", slice(None), batch[0])], len(batch[0]))
 
 
-def query_and_gallery(args: argparse.Namespace) -> tuple[Split, Split]:
-    """Query and gallery of the test that runs during training: one draw, single-shot (FIDELITY 23)."""
-    if args.dataset == "sysu":
-        query = data_manager.sysu_query(args.data_path, args.mode)
-        gallery = data_manager.sysu_gallery(args.data_path, args.mode)
-    else:
-        query = data_manager.regdb_split(args.data_path, args.trial, "visible", "test")
-        gallery = data_manager.regdb_split(args.data_path, args.trial, "thermal", "test")
-    score(np.zeros((len(query.pids), len(gallery.pids))), query, gallery, args)  # lists that cannot be scored end here
-    log.info("test: %d query and %d gallery images", len(query.pids), len(gallery.pids))
-    return query, gallery
-
-
-def score(distmat: np.ndarray, query: Split, gallery: Split, args: argparse.Namespace) -> Scores:
+def list_images(args: argparse.Namespace) -> tuple[Split, Search]:
+    """The test that runs during training: one draw, single-shot (FIDELITY 23), or RegDB's visible to thermal."""
     with utils.blame(args.data_path):
         if args.dataset == "sysu":
-            return eval_sysu(distmat, query.pids, gallery.pids, query.camids, gallery.camids)
-        return eval_regdb(distmat, query.pids, gallery.pids)
+            images = data_manager.sysu_test(args.data_path)
+            searches = data_manager.sysu_searches(images, args.mode, "single", trials=[0])
+        else:
+            images = data_manager.regdb_test(args.data_path, args.trial)
+            searches = data_manager.regdb_searches(images, args.trial, "v2t")
+    data_manager.check_counts(images, searches, args.dataset)
+    images, (search,) = data_manager.restrict(images, searches)
+    log.info("test: %d query and %d gallery images", len(search.query), len(search.gallery))
+    counts = Counts.of(search, images)
+    if counts.without_match == counts.queries:  # better known now than after some epochs
+        utils.fail(f"{args.data_path}: no query has a match in the gallery")
+    return images, search
 
 
 def evaluate(
-    net: EmbedNet, query: Split, gallery: Split, args: argparse.Namespace, device: torch.device
+    net: EmbedNet, images: Split, search: Search, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Scores]:
     """Log and return the scores of the fc and the pool5 features."""
-
-    def embed(split: Split, modality: str) -> dict[str, np.ndarray]:
-        size = (args.img_h, args.img_w)
-        images = data_loader.ImageBatches(split.paths, size, args.test_batch, args.workers, device)
-        return extract_features(net, images, modality)
-
-    modalities = ("thermal", "visible") if args.dataset == "sysu" else ("visible", "thermal")
-    query_features, gallery_features = map(embed, (query, gallery), modalities)
-    scores = {}
-    for name in ("fc", "pool5"):
-        scores[name] = score(Distances(query_features[name], gallery_features[name]), query, gallery, args)
-        log.info(f"test {name:6s} {scores[name]}")
+    thermal_cameras, size = data_manager.THERMAL_CAMERAS[args.dataset], (args.img_h, args.img_w)
+    batches = data_loader.ImageBatches(images, thermal_cameras, size, args.test_batch, args.workers, device)
+    results = Results(args.dataset)
+    with utils.blame(args.data_path):
+        results.add(search, images, extract_features(net, batches, len(images.paths)))
+    scores = {kind: results.scores[search.protocol, kind][search.trial] for kind in KINDS}
+    for kind, found in scores.items():
+        log.info(f"test {kind:6s} {found}")
     return scores
 
 
@@ -239,11 +233,11 @@ def main() -> None:
         utils.make_folder(args.model_path, "--model_path")
 
     # Data
-    query, gallery = query_and_gallery(args)
+    images, search = list_images(args)
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     if args.test_only:
         net = build_network(args, checkpoint, None).to(device, memory_format=torch.channels_last)
-        evaluate(net, query, gallery, args, device)
+        evaluate(net, images, search, args, device)
         return
     data = load_training_set(args)
     with utils.blame(args.data_path):
@@ -275,7 +269,7 @@ def main() -> None:
         try:
             train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
             if epoch > 0 and epoch % 2 == 0:
-                scores = evaluate(net, query, gallery, args, device)["fc"]
+                scores = evaluate(net, images, search, args, device)["fc"]
                 progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
                 if scores.cmc[0] > progress["best"]["rank1"]:
                     progress["best"] = {"rank1": float(scores.cmc[0]), "epoch": epoch}

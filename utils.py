@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -62,12 +63,12 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    add = parser.add_argument
+    add, cores = parser.add_argument, len(os.sched_getaffinity(0))
     return [
         add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)"),
         add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)"),
         add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)"),
-        add("--workers", type=number(int, 0), default=4, help="threads that read images (%(default)s)"),
+        add("--workers", type=number(int, 0), default=cores, help="threads that read images (the cores: %(default)s)"),
     ]
 
 
@@ -106,6 +107,27 @@ def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]
         add("--method", default="id", help="a word for the names of the run's files (%(default)s)"),
         add("--test-only", action="store_true", help="score the --resume checkpoint and stop"),
     ]
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of whatever scores features: the protocols and the distance."""
+    add = parser.add_argument
+    add("--mode", choices=["all", "indoor", "both"], default="all", help="SYSU-MM01 search (%(default)s)")
+    add("--gall-mode", choices=["single", "multi", "both"], default="single", help="SYSU-MM01 shots (%(default)s)")
+    add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten draws (%(default)s)")
+    add("--rand-perm", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
+    add("--search", choices=["v2t", "t2v", "both"], default="v2t", help="RegDB's direction (%(default)s)")
+    add("--tvsearch", dest="search", action="store_const", const="t2v", help="short for --search t2v")
+    add("--distance", choices=["cosine", "euclidean"], default="cosine", help="distance of the features (%(default)s)")
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al. 2017); compares queries too")
+
+
+def scoring_options(args: argparse.Namespace) -> list[str]:
+    """What of these flags is not at its default, in words that name results; ends the program if they contradict."""
+    if (args.gallery == "official") != bool(args.rand_perm):
+        fail("--gallery official and --rand_perm FILE, its rand_perm_cam.mat, go together")
+    choices = [("official", args.gallery == "official"), ("euclidean", args.distance == "euclidean")]
+    return [option for option, chosen in [*choices, ("rerank", args.rerank)] if chosen]
 
 
 def run(main: Callable[[], None]) -> None:
@@ -209,6 +231,31 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def report(results, networks: list[dict], options: list[str], args: argparse.Namespace, path: str) -> None:
+    """Show `eval_metrics.Results` as a table, and write all of it to ``path``, a JSON file.
+
+    Args:
+        networks: where the features come from, a dict for each.
+        options: what else must be known to compare the results; stands below the table.
+    """
+    for (protocol, feature), trials in results.scores.items():
+        for trial, scores in trials.items():
+            logging.getLogger("__main__").debug("%s  %s  trial %d: %s", protocol, feature, trial, scores)
+    log.info("\n%s%s", results.table(), f"; options: {', '.join(options)}" if options else "")
+    near_chance = results.near_chance()
+    if near_chance:
+        log.warning(
+            "rank-1 is about what chance gives (%s%s): is the checkpoint trained, and for this dataset and trial? "
+            "Is --data_path the right one, with thermal and visible images where they belong?",
+            near_chance[0],
+            f", and {len(near_chance) - 1} more rows" if near_chance[1:] else "",
+        )
+    content = {"flags": vars(args), "options": options, "versions": versions(), "networks": networks}
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        json.dump(content | results.to_json(), file, indent=1)
+    log.info("all trials: %s", path)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

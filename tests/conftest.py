@@ -1,6 +1,7 @@
 """Small trees of images that the tests share, and a way to run the scripts as a user does."""
 
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -31,6 +32,35 @@ def succeed(script: str, *flags, cwd=ROOT) -> str:
     done = run_script(script, *flags, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run a script or tool in this process, which saves the seconds that importing torch takes."""
+    monkeypatch.chdir(ROOT)
+
+    def run(script: str, *flags) -> None:
+        name, start = script, runpy.run_path
+        if script.startswith("-m "):
+            name, start = script.split(".")[-1] + ".py", runpy.run_module
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        start(script.removeprefix("-m "), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
+def bad(call, capsys):
+    """Run a script or tool that must be refused; gives its one line on stderr."""
+
+    def run(script: str, *flags) -> str:
+        with pytest.raises(SystemExit) as stop:
+            call(script, *flags)
+        stderr = capsys.readouterr().err
+        assert stop.value.code == 2 and len(stderr.splitlines()) == 1 and stderr.startswith(f"{sys.argv[0]}: error: ")
+        return stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

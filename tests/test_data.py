@@ -122,7 +122,11 @@ def test_preprocessed_arrays(golden_tree, tmp_path):
 @pytest.mark.parametrize("name", ["query_all", "gallery_all_single_first_call"])
 def test_test_images(golden_tree, name):
     paths = [str(golden_tree / path) for path in LISTS[name]["paths"]]
-    x = torch.cat([*ImageBatches(paths, (288, 144), batch_size=4, workers=2, device=CPU)]).numpy()
+    split = data_manager.Split(paths, np.zeros(len(paths), int), np.array(LISTS[name]["cams"]))
+    x = np.empty((len(paths), 3, 288, 144), np.float32)
+    for modality, rows, images in ImageBatches(split, (3, 6), (288, 144), batch_size=4, workers=2, device=CPU):
+        assert {modality} == {"thermal" if cam in (3, 6) else "visible" for cam in split.camids[rows]}
+        x[rows] = images
     with np.load(ROOT / "tests/golden/sysu_preprocess.npz") as g:
         assert x.shape == tuple(g[f"testdata_{name}_shape"])
         np.testing.assert_allclose(x.mean((2, 3)), g[f"testdata_{name}_mean"], atol=0.01)

@@ -119,10 +119,33 @@ def test_seeded_galleries_are_the_baselines(tree, mode):
 
 
 def test_permutations_of_another_tree_are_refused(golden_tree, rand_perm, tmp_path):
-    with pytest.raises(OSError, match="it belongs to another tree"):
+    with pytest.raises(ValueError, match="it belongs to another tree"):
         data_manager.sysu_gallery(str(golden_tree), rand_perm=rand_perm)
     (tmp_path / "bad.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     scipy.io.savemat(tmp_path / "other.mat", {"rand_perm_cam": np.zeros((6, 1))})
     for name in ("bad.mat", "other.mat", "missing.mat"):
         with pytest.raises(OSError, match=f"{name} (not found|is not the rand_perm_cam.mat)"):
             data_manager.read_rand_perm(str(tmp_path / name))
+
+
+def test_a_features_file_is_scored_as_the_official_code_does(tree, rand_perm, call, tmp_path):
+    """The same numbers on the road a user takes: a file of features, tools.score and its JSON file."""
+    images = data_manager.sysu_test(str(tree))
+    paths = [Path(path).relative_to(tree).as_posix() for path in images.paths]
+    arrays = {"pids": images.pids, "camids": images.camids, "paths": np.array(paths)}
+    np.savez(tmp_path / "main.npz", **arrays, random=features_of("main", images))
+    scipy.io.savemat(tmp_path / "rand_perm_cam.mat", {"rand_perm_cam": rand_perm})
+    flags = ["--gallery", "official", "--rand_perm", tmp_path / "rand_perm_cam.mat", "--distance", "euclidean"]
+    call(
+        "-m tools.score", tmp_path / "main.npz", *flags, "--mode", "both", "--gall-mode", "both", "--log_path", tmp_path
+    )
+    content = json.loads((tmp_path / "score_main_both-both-official-euclidean.json").read_text())
+    assert content["options"] == ["official", "euclidean"]
+    assert content["counts"]["indoor-search single-shot"]["without_match"] == 3803 - 2208
+    found = {row["protocol"]: row["trials"] for row in content["results"] if row["feature"] == "random"}
+    for mode, shots in PROTOCOLS:
+        g = official(f"official_{mode}_search_{shots}")
+        trials = found[f"{mode}-search {GALL_MODE[shots]}-shot"]
+        np.testing.assert_allclose([t["cmc"] for t in trials], g["cmc_all"][:, :20], rtol=0, atol=1e-12)
+        np.testing.assert_allclose([t["mAP"] for t in trials], g["map_all"], rtol=0, atol=1e-12)
+        np.testing.assert_allclose([t["mINP"] for t in trials], g["minp_all_numpy"], rtol=0, atol=1e-12)

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 import torchvision
 
 import utils
-from eval_metrics import BLOCK, Distances, eval_regdb, eval_sysu, extract_features
+from data_manager import Search, Split, sysu_searches
+from eval_metrics import BLOCK, Counts, Distances, Results, eval_regdb, eval_sysu, extract_features, rerank
 from loss import HeteroCenterLoss
 from model import EmbedNet, _l2_normalise, _stripes, describe_weights, least_height
 
@@ -63,9 +65,93 @@ def test_distances_row_by_row():
     cosine, euclidean = Distances(query, gallery), Distances(query, gallery, "euclidean")
     assert cosine.shape == euclidean.shape == (7, 9)
     for rows in (slice(0, 3), slice(3, 7)):
-        np.testing.assert_allclose(cosine[rows], -(query[rows] @ gallery.T), rtol=1e-5)
+        lengths = np.linalg.norm(query[rows], axis=1)[:, None] * np.linalg.norm(gallery, axis=1)
+        np.testing.assert_allclose(cosine[rows], -(query[rows] @ gallery.T) / lengths, rtol=1e-5)
         pairs = query[rows, None].astype(float) - gallery[None]
         np.testing.assert_allclose(euclidean[rows], (pairs**2).sum(2), rtol=1e-12)
+
+
+def jaccard_of_neighbourhoods(query, gallery, k1, k2, weight):
+    """Re-ranking in the paper's words (Zhong et al. 2017, sections 3.2 to 3.5), with sets, an image at a time."""
+    x = np.concatenate([query, gallery]).astype(float)
+    n = len(x)
+    d = np.array([[((a - b) ** 2).sum() for b in x] for a in x])
+    d /= d.max(axis=1, keepdims=True)
+    ranking = [sorted(range(n), key=lambda j, i=i: d[i, j]) for i in range(n)]
+
+    def reciprocal(i, k):
+        return {j for j in ranking[i][: k + 1] if i in ranking[j][: k + 1]}
+
+    vectors = np.zeros((n, n))
+    for i in range(n):
+        robust = set(reciprocal(i, k1))
+        for j in reciprocal(i, k1):
+            half = reciprocal(j, round(k1 / 2))
+            if len(half & reciprocal(i, k1)) > 2 / 3 * len(half):
+                robust |= half
+        for j in robust:
+            vectors[i, j] = np.exp(-d[i, j])
+        vectors[i] /= vectors[i].sum()
+    vectors = np.array([vectors[ranking[i][:k2]].mean(axis=0) for i in range(n)])
+    result = np.empty((len(query), len(gallery)))
+    for i in range(len(query)):
+        for j in range(len(gallery)):
+            a, b = vectors[i], vectors[len(query) + j]
+            jaccard = 1 - np.minimum(a, b).sum() / np.maximum(a, b).sum()
+            result[i, j] = (1 - weight) * jaccard + weight * d[i, len(query) + j]
+    return result
+
+
+@pytest.mark.parametrize(("n_query", "n_gallery", "k1", "k2"), [(25, 40, 20, 6), (30, 20, 5, 1), (3, 6, 7, 3)])
+@pytest.mark.parametrize("kind", Distances.KINDS)
+def test_reranking_against_its_definition(n_query, n_gallery, k1, k2, kind):
+    rng = np.random.default_rng(n_query)
+    persons = rng.standard_normal((8, 6)) * 1.5
+    query, gallery = (persons[rng.integers(0, 8, n)] + rng.standard_normal((n, 6)) for n in (n_query, n_gallery))
+    if kind == "cosine":  # half the squared distance of the directions
+        directions = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
+    expected = jaccard_of_neighbourhoods(*(directions if kind == "cosine" else (query, gallery)), k1, k2, 0.3)
+    np.testing.assert_allclose(rerank(query, gallery, kind, k1, k2, 0.3), expected, atol=1e-6)
+
+
+def test_reranking_of_few_images():
+    """Fewer images than neighbours: everybody is near, and the closest stays the closest."""
+    query, gallery = np.eye(3)[:2], np.eye(3) + 0.1
+    assert (rerank(query, gallery).argmin(axis=1) == [0, 1]).all()
+
+
+class Lists(NamedTuple):
+    pids: np.ndarray
+    camids: np.ndarray
+
+
+def test_counts_and_chance():
+    """Three gallery images of persons 1, 1, 2; the queries of camera 3 do not see those of camera 2."""
+    images = Lists(np.array([1, 1, 2, 1, 2, 1, 9]), np.array([1, 2, 4, 3, 3, 6, 6]))
+    counts = Counts.of(Search("all-search single-shot", 0, np.arange(3, 7), np.arange(3)), images)
+    assert counts[:4] == (4, 1, 3, 2)
+    expected = [1 / 2, 1 / 2, 2 / 3]  # matches / images seen
+    assert counts.chance == pytest.approx(np.mean(expected))
+    assert counts.deviation == pytest.approx((counts.chance * (1 - counts.chance) / 3) ** 0.5)
+    rng = np.random.default_rng(0)
+    rank1 = [eval_sysu(rng.random((4, 3)), *(images.pids[i] for i in (slice(3, 7), slice(3))),
+             *(images.camids[i] for i in (slice(3, 7), slice(3)))).cmc[0] for _ in range(2000)]  # fmt: skip
+    assert np.mean(rank1) == pytest.approx(counts.chance, abs=0.02)
+
+
+@pytest.mark.parametrize(("signal", "suspicious"), [(0.0, True), (3.0, False)])
+def test_results_near_chance_are_named(signal, suspicious):
+    rng = np.random.default_rng(0)
+    pids, camids = np.repeat(np.arange(40), 12), np.tile([1, 2, 3, 4, 5, 6], 80)
+    features = rng.standard_normal((480, 16)) + signal * rng.standard_normal((40, 16))[pids]
+    images = Split([f"{i:04d}" for i in range(480)], pids, camids)
+    results = Results("sysu")
+    for search in sysu_searches(images, "both", "both"):
+        results.add(search, images, {"fc": features})
+    assert [*results.counts] == [f"{m}-search {s}-shot" for m in ("all", "indoor") for s in ("single", "multi")]
+    assert results.counts["all-search single-shot"][:4] == (160, 0, 160, 40)
+    assert len(results.near_chance()) == (4 if suspicious else 0)
+    assert "160 queries (0 without a match" in results.table()
 
 
 def test_evaluation_refuses_nonsense():
@@ -81,14 +167,29 @@ def test_evaluation_refuses_nonsense():
 def test_features_come_in_order_and_must_be_finite():
     net = EmbedNet(3, low_dim=8, arch="resnet18", pretrained="none")
     x = torch.randn(5, 3, 96, 32)
-    features = extract_features(net, [x[:2], x[2:]], "thermal")
+    batches = [("thermal", np.array([4, 1]), x[[4, 1]]), ("thermal", np.array([0, 2, 3]), x[[0, 2, 3]])]
+    features = extract_features(net, batches, 5)
     assert net.training  # as it was
     with torch.no_grad():
         pool5, fc = net.eval()(thermal=x)
     np.testing.assert_allclose(features["pool5"], pool5, atol=1e-5)
     np.testing.assert_allclose(features["fc"], fc, atol=1e-5)
     with pytest.raises(FloatingPointError, match="not finite"):
-        extract_features(net, [x * torch.nan], "visible")
+        extract_features(net, [("visible", np.arange(5), x * torch.nan)], 5)
+
+
+def test_mirrored_features():
+    """--flip: the mean of the features of an image and its mirror image, each stripe of length 1 again."""
+    net = EmbedNet(3, low_dim=8, arch="resnet18", pretrained="none")
+    x = torch.randn(3, 3, 96, 32)
+    batches = [("visible", np.arange(3), x)]
+    features = extract_features(net, batches, 3, ("fc",), flip=True)
+    with torch.no_grad():
+        mean = (net.eval()(visible=x)[1] + net(visible=torch.from_numpy(x.numpy()[..., ::-1].copy()))[1]) / 2
+    stripes = mean.view(3, 6, 8)
+    expected = stripes / stripes.norm(dim=2, keepdim=True)
+    assert [*features] == ["fc"]
+    np.testing.assert_allclose(features["fc"], expected.view(3, 48), atol=1e-5)
 
 
 # ---- loss -----------------------------------------------------------------------------------------------------------

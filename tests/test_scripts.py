@@ -233,22 +233,6 @@ def test_published_test_command_scores_a_published_checkpoint(dataset, sysu_tree
 
 
 @pytest.fixture
-def bad(monkeypatch, capsys):
-    """Run a script that must be refused, in this process for speed's sake; gives its one line on stderr."""
-    monkeypatch.chdir(ROOT)
-
-    def run(script: str, *flags) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        stderr = capsys.readouterr().err
-        assert stop.value.code == 2 and len(stderr.splitlines()) == 1 and stderr.startswith(f"{script}: error: ")
-        return stderr
-
-    return run
-
-
-@pytest.fixture
 def broken(sysu_tree, tmp_path) -> Path:
     """A copy of the drawn tree to damage."""
     tree = tmp_path / "broken"
@@ -300,6 +284,10 @@ def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, message):
         (["--resume", f"{RUN}_best.t", "--gallery", "official"], "--gallery official and --rand_perm FILE"),
         (["--resume", f"{RUN}_best.t", "--gallery", "official", "--rand_perm", "x.mat"], "--rand_perm x.mat not found"),
         (["--dataset", "regdb", "--trial", "all", "--resume", "x.t"], "write {trial} for"),
+        (["--dataset", "regdb", "--trial", "all", "--pretrained", "none", "--save_features", "f.npz"], "write {trial}"),
+        (["--dataset", "regdb", "--resume", "x.t", "--mat", "x"], "--mat is for SYSU-MM01"),
+        (["--resume", f"{RUN}_best.t", "--mat", "README.md"], "--mat README.md: cannot be written"),
+        (["--resume", f"{RUN}_best.t", "--features", "pool4"], "argument --features: invalid choice"),
     ],
 )
 def test_bad_flags_of_testing(bad, sysu_run, tmp_path, flags, message):
@@ -363,7 +351,7 @@ def save_array(name: str, array: np.ndarray):
         (save_array("train_ir_resized_label.npy", np.array([{}])), "is not a whole array"),
         (remove("exp/test_id.txt"), "exp/test_id.txt not found"),
         (remove("cam1", "cam4", "cam5", "cam6"), "no query has a match in the gallery"),
-        (remove("cam1", "cam2", "cam4", "cam5"), "test persons have no images in cameras (1, 2, 4, 5)"),
+        (remove("cam1", "cam2", "cam4", "cam5"), "have no images in the gallery's cameras, (1, 2, 4, 5)"),
     ],
 )
 def test_bad_trees_for_training(bad, broken, tmp_path, damage, message):

@@ -1,0 +1,117 @@
+"""Score features under the protocols of SYSU-MM01 or RegDB with the evaluation of test.py, whatever made them.
+
+    python test.py --resume NAME --save_features features.npz
+    python -m tools.score features.npz --mode both --gall-mode both
+    python -m tools.score --dataset regdb trial_1.npz trial_2.npz …
+
+A file holds the features of all test images of one network, of both modalities. To score another method write, with
+numpy.savez,
+
+    pids      (N,) person ids            camids   (N,) camera numbers: 1 to 6; RegDB: 1 visible, 2 thermal
+    paths     (N,) the images' paths below the dataset's folder: images of a person in a camera count in their order
+    any name  (N, dim) float features; several arrays are scored each
+
+Of SYSU-MM01 each file gets a table of its own; of RegDB files are the trials of one method, and are averaged.
+"""
+
+import argparse
+import json
+import logging
+import os
+
+import numpy as np
+from tqdm import tqdm
+
+import data_manager
+import utils
+from eval_metrics import Results
+
+LISTS = ("pids", "camids", "paths")
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = utils.Parser(
+        prog="python -m tools.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE.npz", help="features of all test images")
+    add("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)")
+    add("--features", metavar="NAME", help="score these features alone")
+    add("--log-path", default="log/", help="folder of score_<file>.log and .json (%(default)s)")
+    add("--seed", type=utils.number(int, 0, 2**32), default=1, help="seed of the random rankings (%(default)s)")
+    utils.add_scoring_flags(parser)
+    return parser
+
+
+def load_features(path: str, dataset: str) -> tuple[data_manager.Split, dict[str, np.ndarray], dict]:
+    """The images of a file, their features by kind, and what it says of the network; OSError: it is not such a file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        network = json.loads(str(arrays.pop("network", "{}")))
+        pids, camids, paths = (arrays.pop(name) for name in LISTS)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} not found: give a file that test.py --save_features wrote") from None
+    except Exception as error:  # numpy raises whatever the damage leads to
+        problem = f"it has no array {error}" if isinstance(error, KeyError) else type(error).__name__
+        raise OSError(f"{path} cannot be read as features ({problem}): see --help for what it must hold") from None
+    if not isinstance(network, dict):
+        raise OSError(f"{path}: network must be a JSON object")
+    n, cameras = len(paths), 6 if dataset == "sysu" else 2
+    if any(x.shape != (n,) for x in (pids, camids, paths)) or {pids.dtype.kind, camids.dtype.kind} - {*"iu"}:
+        raise OSError(f"{path}: pids, camids and paths must be lists of one length, the first two of whole numbers")
+    if not n or camids.min() < 1 or camids.max() > cameras:
+        raise OSError(f"{path}: camids must be 1 to {cameras} for {dataset}: is --dataset {dataset} right?")
+    for name, values in arrays.items():
+        if values.ndim != 2 or len(values) != n or values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise OSError(f"{path}: {name} {values.shape} {values.dtype} is not ({n}, dim) finite float features")
+    if not arrays:
+        raise OSError(f"{path} holds no features: an array ({n}, dim) of any name")
+    return data_manager.Split(paths.tolist(), pids.astype(np.int64), camids.astype(np.int64)), arrays, network
+
+
+def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:
+    """The results of one method, and what is known of its networks."""
+    rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
+    results, networks = Results(args.dataset, args.distance, args.rerank, args.seed), []
+    for number, path in enumerate(files, 1):
+        images, features, network = load_features(path, args.dataset)
+        networks.append({"features": path, **network})
+        trial = network["trial"] if isinstance(network.get("trial"), int) else number
+        if args.features:
+            if args.features not in features:
+                utils.fail(f"{path} holds no features {args.features!r}: there are {', '.join(features)}")
+            features = {args.features: features[args.features]}
+        with utils.blame(path):
+            if args.dataset == "sysu":
+                searches = data_manager.sysu_searches(images, args.mode, args.gall_mode, rand_perm)
+            else:
+                searches = data_manager.regdb_searches(images, trial, args.search)
+            if any(search.trial in results.scores.get((search.protocol, "chance"), ()) for search in searches):
+                utils.fail(f"{path}: another file is of trial {trial} too")
+            data_manager.check_counts(images, searches, args.dataset)
+            for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
+                results.add(search, images, features)
+    return results, networks
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    options = utils.scoring_options(args)
+    for files in [[file] for file in args.files] if args.dataset == "sysu" else [args.files]:
+        what = [f"{args.mode}-{args.gall_mode}"] if args.dataset == "sysu" else [f"{len(files)}-trials-{args.search}"]
+        what += [args.features] * bool(args.features) + options
+        name = os.path.basename(files[0]).removesuffix(".npz")
+        output = os.path.join(args.log_path, f"score_{name}_{'-'.join(what)}")
+        utils.start_log(f"{output}.log")
+        utils.log_run(args)
+        log.info("features: %s", ", ".join(files))
+        results, networks = score(files, args)
+        flipped = ["flip"] * any(network.get("flip") for network in networks)
+        utils.report(results, networks, flipped + options, args, f"{output}.json")
+
+
+if __name__ == "__main__":
+    utils.run(main)
