@@ -6,8 +6,8 @@ Ratios are taken in one run, each the best of a few repeats; they mean more than
 """
 
 import argparse
-import resource
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 
@@ -32,19 +32,23 @@ def lists(queries: int, gallery: int, persons: int) -> tuple[np.ndarray, ...]:
 
 
 def loop_over_queries(distmat, q_pids, g_pids, q_camids, g_camids) -> tuple[float, float]:
-    """Rank-1 and mAP a query at a time, with Python lists along each ranking: the way the field's codes score."""
-    ranking = np.argsort(distmat, axis=1, kind="stable")
-    firsts, precisions = [], []
-    for order, pid, cam in zip(ranking, q_pids, q_camids, strict=True):
-        order = order[~((cam == 3) & (g_camids[order] == 2))]
-        hits = g_pids[order] == pid
-        if not hits.any():
+    """Rank-1 and mAP the way the field's codes compute them: a query at a time, with Python lists along its ranking."""
+    ranking = np.argsort(distmat, axis=1)
+    ranked_pids = g_pids[ranking]
+    hits = (ranked_pids == q_pids[:, None]).astype(np.int32)
+    curves, aps = [], []
+    for query, order in enumerate(ranking):
+        keep = ~((q_camids[query] == 3) & (g_camids[order] == 2))
+        own_hits = hits[query][keep]
+        if not own_hits.any():
             continue
-        persons = list(dict.fromkeys(g_pids[order]))  # in order of their first image
-        firsts.append(persons.index(pid))
-        precision = np.array([found / place for place, found in enumerate(hits.cumsum(), 1)])
-        precisions.append((precision * hits).sum() / hits.sum())
-    return np.mean(np.array(firsts) == 0), np.mean(precisions)
+        pids = ranked_pids[query][keep]
+        first_seen = np.unique(pids, return_index=True)[1]
+        persons = np.array([pids[place] for place in sorted(first_seen)])  # each at their first image
+        curves.append((persons == q_pids[query]).cumsum()[:20])
+        precisions = np.array([found / (place + 1.0) for place, found in enumerate(own_hits.cumsum())])
+        aps.append((precisions * own_hits).sum() / own_hits.sum())
+    return np.mean([curve[0] for curve in curves]), np.mean(aps)
 
 
 def seconds(function: Callable, repeats: int) -> float:
@@ -56,35 +60,42 @@ def seconds(function: Callable, repeats: int) -> float:
     return best
 
 
-def peak_memory() -> float:
-    """The most memory that this process ever had, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def peak_memory(function: Callable) -> float:
+    """The most memory that a call holds at once, in MiB."""
+    tracemalloc.start()
+    function()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
 
 
 def benchmark_evaluate(args: argparse.Namespace) -> None:
-    queries, gallery, persons = LARGE  # first, for the peak only ever grows
     rng = np.random.default_rng(0)
-    features = [rng.standard_normal((n, 128), dtype=np.float32) for n in (queries, gallery)]
-    before = peak_memory()
-    taken = seconds(lambda: eval_sysu(Distances(*features), *lists(queries, gallery, persons)), 1)
-    print(
-        f"{queries} x {gallery} from features, in row blocks: {taken:.1f} s, {peak_memory() - before:.2f} GiB of memory"
-    )
-    print(f"(all of these distances at once would be {queries * gallery * 4 / 2**30:.2f} GiB)\n")
-
-    print(
-        f"{'':24s}{'queries x gallery':>20s}{'ours':>10s}{'loop':>10s}{'sort':>10s}{'loop/ours':>11s}{'ours/sort':>11s}"
-    )
+    columns = ("queries x gallery", "ours", "loop", "sort", "loop/ours", "ours/sort", "ours", "loop")
+    print(f"{'':24s}" + "".join(f"{column:>{18 if 'x' in column else 11}s}" for column in columns))
     for name, (queries, gallery, persons) in SIZES.items():
         distmat = rng.standard_normal((queries, gallery), dtype=np.float32)
         where = lists(queries, gallery, persons)
         scores, expected = eval_sysu(distmat, *where), loop_over_queries(distmat, *where)
         np.testing.assert_allclose((scores.cmc[0], scores.mAP), expected, atol=1e-9)
-        ours = seconds(partial(eval_sysu, distmat, *where), args.repeats)
-        loop = seconds(partial(loop_over_queries, distmat, *where), 1)
+        calls = [partial(eval_sysu, distmat, *where), partial(loop_over_queries, distmat, *where)]
+        ours = seconds(calls[0], args.repeats)
+        loop = seconds(calls[1], 1)
         sort = seconds(partial(np.sort, distmat, axis=1), args.repeats)
-        times = "".join(f"{t:8.3f} s" for t in (ours, loop, sort))
-        print(f"{name:24s}{f'{queries} x {gallery}':>20s}{times}{loop / ours:10.0f}x{ours / sort:10.1f}x")
+        times = "".join(f"{t:9.3f} s" for t in (ours, loop, sort))
+        memory = "".join(f"{peak_memory(call):7.0f} MiB" for call in calls)
+        size = f"{queries:,} x {gallery:,}"
+        print(f"{name:24s}{size:>18s}{times}{loop / ours:10.0f}x{ours / sort:10.1f}x{memory}")
+
+    queries, gallery, persons = LARGE
+    features = [rng.standard_normal((n, 128), dtype=np.float32) for n in (queries, gallery)]
+    where = lists(queries, gallery, persons)
+    start = time.perf_counter()
+    peak = peak_memory(lambda: eval_sysu(Distances(*features), *where))
+    print(
+        f"\n{queries:,} x {gallery:,}, from 128-dimensional features: {time.perf_counter() - start:.1f} s, "
+        f"{peak:.0f} MiB beyond the features; all distances at once would be {queries * gallery * 4 / 2**20:.0f} MiB"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

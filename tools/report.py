@@ -23,16 +23,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(
         prog="python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="+", metavar="[LABEL=]FILE", help="JSON file that test.py wrote")
-    parser.add_argument("--features", choices=["fc", "pool5"], default="fc", help="features to show (%(default)s)")
+    parser.add_argument("results", nargs="+", metavar="[LABEL=]FILE", help="JSON file of test.py or tools.score")
+    parser.add_argument("--features", default="fc", help="features to show: fc, pool5, … (%(default)s)")
     return parser
 
 
-def read_results(path: str) -> dict[tuple[str, str], dict[str, float]]:
-    """(protocol, features) -> mean over the trials of each measure."""
+def read_results(path: str) -> dict:
+    """Of a JSON file: ``rows`` {(protocol, features): {measure: mean over the trials}}, ``counts`` and ``options``."""
     try:
         with open(path, encoding="utf-8") as file:
-            return {(row["protocol"], row["feature"]): row["mean"] for row in json.load(file)["results"]}
+            content = json.load(file)
+        rows = {(row["protocol"], row["feature"]): row["mean"] for row in content["results"]}
+        return {"rows": rows, "counts": content["counts"], "options": content["options"]}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found: give a JSON file that test.py wrote") from None
     except (ValueError, KeyError, TypeError):
@@ -44,13 +46,19 @@ def table(results: dict[str, dict], features: str) -> str:
     first = next(iter(results.values()))
     width = max(map(len, [*results, "chance"])) + 2
     lines = []
-    for protocol in dict.fromkeys(protocol for protocol, _ in first):
-        lines.append(f"\n{protocol:{width + 24}s}" + "".join(f"{title:>9s}" for title in MEASURES.values()))
-        rows = {"chance": first[protocol, "chance"]}
-        rows |= {name: found[protocol, features] for name, found in results.items()}
-        for name, mean in rows.items():
-            lines.append(f"{'':24s}{name:{width}s}" + "".join(f"{100 * mean[key]:9.2f}" for key in MEASURES))
-    return "\n".join(lines) + f"\n\n{features} features, %, means over the trials"
+    for protocol, counts in first["counts"].items():
+        lines.append(
+            f"\n{protocol}: {counts['queries']} queries ({counts['without_match']} without a match, not counted), "
+            f"{counts['gallery_images']} gallery images of {counts['gallery_persons']} persons"
+        )
+        lines.append(f"{'':{width + 2}s}" + "".join(f"{title:>9s}" for title in MEASURES.values()))
+        rows = {"chance": first["rows"][protocol, "chance"]}
+        rows |= {label: found["rows"][protocol, features] for label, found in results.items()}
+        for label, mean in rows.items():
+            lines.append(f"  {label:{width}s}" + "".join(f"{100 * mean[key]:9.2f}" for key in MEASURES))
+    lines.append(f"\n{features} features, %, means over the trials")
+    lines += [f"{label}: {', '.join(found['options'])}" for label, found in results.items() if found["options"]]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -62,8 +70,8 @@ def main() -> None:
     if len(results) < len(args.results):
         utils.fail("two results have one label: tell them apart with LABEL=FILE")
     for label, found in results.items():
-        for protocol, _ in next(iter(results.values())):
-            if (protocol, args.features) not in found:
+        for protocol in next(iter(results.values()))["counts"]:
+            if (protocol, args.features) not in found["rows"]:
                 utils.fail(
                     f"{label} has no {args.features} results of {protocol}: compare results of the same protocols"
                 )
