@@ -1,20 +1,27 @@
-"""Lists -> tensors: reading images, the identity sampler, the transforms, and the batches of an epoch."""
+"""Lists -> tensors: reading images, the identity sampler, the transforms, and the batches of an epoch.
 
+Functions that need torch import it themselves: it takes seconds and half a gigabyte, which preprocessing does without.
+"""
+
+from __future__ import annotations
+
+import functools
 import itertools
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 import data_manager
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -135,6 +142,8 @@ class ImageBatches:
         return sum(-(-len(rows) // self.batch_size) for rows in self.rows.values())
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, Tensor]]:
+        import torch
+
         for modality, rows in self.rows.items():
             paths = [self.paths[i] for i in rows]
             batches = read_images(paths, self.size, self.batch_size, self.workers)
@@ -204,25 +213,77 @@ class TrainBatches:
 
     Args:
         size: (height, width) that images are scaled to, where they have another size.
+        cache: "device" puts all images there, once; "host" gathers each batch from ``data``, ahead of its use; "auto"
+            takes the device if that is a GPU and the images fill at most a quarter of its free memory.
     """
 
-    def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple[int, int], device: torch.device):
-        self.data, self.sampler, self.size, self.device = data, sampler, size, device
+    def __init__(
+        self,
+        data: TrainingSet,
+        sampler: IdentitySampler,
+        size: tuple[int, int],
+        device: torch.device,
+        cache: str = "auto",
+    ):
+        self.sampler, self.size, self.device = sampler, size, device
+        self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
+        if cache == "auto":
+            cache = "device" if device.type == "cuda" and self._fits() else "host"
+        self.cache = cache
+        if cache == "device":
+            self.images = [self._put_whole(images) for images in self.images]
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width), (batch_size,)."""
-        visible, thermal = self.sampler.epoch(epoch)
-        flips = np.random.default_rng([self.sampler.seed, epoch]).random((2, *visible.shape)) < 0.5
-        for v, t, flip_v, flip_t in zip(visible, thermal, *flips, strict=True):
-            yield (
-                to_input(self._put(self.data.visible[v]), self.size, self._put(flip_v)),
-                to_input(self._put(self.data.thermal[t]), self.size, self._put(flip_t)),
-                self._put(self.data.visible_labels[v]),
-                self._put(self.data.thermal_labels[t]),
-            )
+        import torch
 
-    def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        plan = self.sampler.epoch(epoch)  # two (steps, batch_size)
+        flips = np.random.default_rng([self.sampler.seed, epoch]).random((2, *plan[0].shape)) < 0.5
+        labels = [
+            torch.from_numpy(labels[rows]).to(self.device) for labels, rows in zip(self.labels, plan, strict=True)
+        ]
+        flips = torch.from_numpy(flips).to(self.device)
+        for step, images in enumerate(self._gather(plan)):
+            visible, thermal = (to_input(x, self.size, flip[step]) for x, flip in zip(images, flips, strict=True))
+            yield visible, thermal, labels[0][step], labels[1][step]
+
+    def _gather(self, plan: tuple[np.ndarray, np.ndarray]) -> Iterator[list[Tensor]]:
+        """The images of each step, uint8 (batch_size, h, w, 3) of both modalities, on the device."""
+        import torch
+
+        if self.cache == "device":
+            for rows in zip(*(torch.from_numpy(rows).to(self.device) for rows in plan), strict=True):
+                yield [images.index_select(0, own) for images, own in zip(self.images, rows, strict=True)]
+            return
+
+        def gather(rows: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
+            batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
+            return [x.pin_memory() for x in batch] if self.device.type == "cuda" else batch
+
+        with ThreadPoolExecutor(1) as pool:
+            steps = zip(*plan, strict=True)
+            ahead = deque(pool.submit(gather, rows) for rows in itertools.islice(steps, 2))
+            try:
+                while ahead:
+                    batch = ahead.popleft().result()
+                    ahead.extend(pool.submit(gather, rows) for rows in itertools.islice(steps, 1))
+                    yield [x.to(self.device, non_blocking=True) for x in batch]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _fits(self) -> bool:
+        import torch
+
+        return 4 * sum(images.nbytes for images in self.images) <= torch.cuda.mem_get_info(self.device)[0]
+
+    def _put_whole(self, images: np.ndarray) -> Tensor:
+        import torch
+
+        whole = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(images), 1024):  # in parts: they need not fit into the host's memory
+            part = slice(start, start + 1024)
+            whole[part] = torch.from_numpy(np.array(images[part]))
+        return whole
 
 
 def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) -> Tensor:
@@ -230,13 +291,26 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
 
     ``flip``: (N,) bool, which images to mirror. The values are those of torchvision's ToTensor and Normalize.
     """
-    x = images.permute(0, 3, 1, 2).float()  # storage stays NHWC: channels_last without a copy
-    if x.shape[2:] != size:
-        x = F.interpolate(x, size, mode="bilinear", antialias=True).round()
+    import torch
+    import torch.nn.functional as F
+
+    if images.shape[1:3] != size:
+        x = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True).round()
+        images = x.permute(0, 2, 3, 1).contiguous()
     if flip is not None:
-        x = torch.where(flip[:, None, None, None], x.flip(3), x)
-    mean, std = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x / 255 - mean) / std
+        rows = torch.arange(len(images), device=images.device) + len(images) * flip  # of the images, then mirror images
+        images = torch.cat([images, images.flip(2)]).index_select(0, rows)
+    mean, std = _mean_and_std(size[1], images.device)
+    x = images.flatten(2).float().div_(255).sub_(mean).div_(std)  # (N, height, width * 3): plain rows are fastest
+    return x.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)  # storage stays NHWC: channels_last without a copy
+
+
+@functools.cache
+def _mean_and_std(width: int, device: torch.device) -> Tensor:
+    """Two rows of pixels (2, width * 3), made once: a copy to a GPU makes the program wait for it."""
+    import torch
+
+    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).repeat(1, width)
 
 
 def _load_arrays(root: str, modality: str) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,8 @@ THERMAL_CAMERAS = {"sysu": INFRARED_CAMERAS, "regdb": (2,)}  # RegDB's two are n
 GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
 SHOTS = {"single": 1, "multi": 10}  # gallery images per person and camera
 SYSU_TRIALS, REGDB_TRIALS = range(10), range(1, 11)
-# Of the real datasets: test persons, and the queries and gallery images of each protocol.
+# Of the real datasets: training persons and images, test persons, and the queries and gallery images of each protocol.
+SYSU_TRAIN_PERSONS, SYSU_TRAIN_IMAGES = 395, {"rgb": 22258, "ir": 11909}
 TEST_PERSONS = {"sysu": 96, "regdb": 206}
 TEST_IMAGES = {
     "all-search single-shot": (3803, 301),

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DISTANCES = {  # of two (persons, dim) tensors of centers -> (persons,)
-    "l2": lambda a, b: (a - b).pow(2).sum(1),  # the squared Euclidean distance
-    "l1": lambda a, b: (a - b).abs().mean(1),  # the mean, not the sum, over dimensions
-    "cos": lambda a, b: 1 - F.cosine_similarity(a, b, dim=1),
+DISTANCES = {  # of two (..., dim) tensors of centers -> (...)
+    "l2": lambda a, b: (a - b).pow(2).sum(-1),  # the squared Euclidean distance
+    "l1": lambda a, b: (a - b).abs().mean(-1),  # the mean, not the sum, over dimensions
+    "cos": lambda a, b: 1 - F.cosine_similarity(a, b, dim=-1),
 }
 
 
@@ -32,27 +32,27 @@ class HeteroCenterLoss(nn.Module):
         """A scalar, zero with a graph when every person is within the margin, NaN when a feature is (FIDELITY 18).
 
         Args:
-            visible, thermal: (N, dim) and (M, dim) features, rows in any order (FIDELITY 19).
+            visible, thermal: (..., N, dim) and (..., M, dim) features, rows in any order (FIDELITY 19). With leading
+                dimensions, for the stripes, the result has them too.
             visible_labels, thermal_labels: (N,) and (M,) integers naming each row's person.
 
         Raises:
-            ValueError: the two modalities do not show the same persons.
+            ValueError: the two modalities do not show the same persons. Labels on a GPU are not looked at, which would
+                make the program wait for it: there the result is NaN or lacks the persons without visible rows.
         """
-        visible_persons, visible_centers = _centers(visible, visible_labels)
-        thermal_persons, thermal_centers = _centers(thermal, thermal_labels)
-        if not torch.equal(visible_persons, thermal_persons):
+        if not visible_labels.is_cuda and {*visible_labels.tolist()} != {*thermal_labels.tolist()}:
             raise ValueError(
-                "the Hetero-Center loss needs the same persons in both modalities, "
-                f"not {visible_persons.tolist()} visible and {thermal_persons.tolist()} thermal"
+                "the Hetero-Center loss needs the same persons in both modalities, not "
+                f"{sorted({*visible_labels.tolist()})} visible and {sorted({*thermal_labels.tolist()})} thermal"
             )
-        return F.relu(self.distance(visible_centers, thermal_centers) - self.margin).sum()
-
-
-def _centers(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct labels, ascending (P,), and the mean feature of each (P, dim)."""
-    persons, row_of, counts = labels.unique(return_inverse=True, return_counts=True)
-    members = F.one_hot(row_of, len(persons)).to(features)  # (N, P): a product with it sums each person's rows
-    return persons, members.T @ features / counts[:, None]
+        # A center for each visible row, so that the number of persons, which only the labels know, is no shape.
+        same_visible, same_thermal = ((visible_labels[:, None] == labels).to(visible)  # (N, N) and (N, M)
+                                      for labels in (visible_labels, thermal_labels))  # fmt: skip
+        rows = same_visible.sum(1)  # (N,) visible rows of the person of each row
+        visible_centers = same_visible @ visible / rows[:, None]
+        thermal_centers = same_thermal @ thermal / same_thermal.sum(1, keepdim=True)
+        beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)
+        return (beyond / rows).sum(-1)  # each person once
 
 
 def stripe_losses(
@@ -67,7 +67,7 @@ def stripe_losses(
         feats: a (N + M, dim) tensor of L2-normalised features per stripe, rows likewise.
         visible_labels, thermal_labels: (N,) and (M,) classes.
     """
+    logits, feats = torch.stack(logits), torch.stack(feats)
     labels, n = torch.cat([visible_labels, thermal_labels]), len(visible_labels)
-    ce = torch.stack([F.cross_entropy(stripe, labels) for stripe in logits])
-    hc = torch.stack([hc_loss(stripe[:n], stripe[n:], visible_labels, thermal_labels) for stripe in feats])
-    return ce, hc
+    ce = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none").view(len(logits), -1)
+    return ce.mean(1), hc_loss(feats[:, :n], feats[:, n:], visible_labels, thermal_labels)

@@ -168,6 +168,7 @@ def _stripes(x: Tensor, num_parts: int) -> list[Tensor]:
 
 
 def _l2_normalise(x: Tensor) -> Tensor:
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # from half precision
     return x / x.norm(dim=1, keepdim=True)  # no epsilon, as published
 
 

@@ -27,7 +27,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data_path, *_ = utils.add_data_flags(parser)
     data_path.default, data_path.help = utils.DATA_PATHS["sysu"], "the dataset's folder (%(default)s)"
+    parser.add_argument("--force", action="store_true", help="make the arrays again, though they are there and match")
     return parser
+
+
+def match(images: str, labels: str, split: data_manager.Split, size: tuple[int, int]) -> bool:
+    """Whether two files are the arrays of these images at this size, and newer than each of them."""
+    try:
+        array = np.load(images, mmap_mode="r", allow_pickle=False)
+        same = array.shape == (len(split.paths), *size, 3) and array.dtype == np.uint8
+        same = same and np.array_equal(np.load(labels, allow_pickle=False), data_manager.relabel(split.pids))
+        return same and os.path.getmtime(images) > max(map(os.path.getmtime, split.paths))
+    except (OSError, ValueError, EOFError):  # missing or damaged
+        return False
 
 
 def write_arrays(images: str, labels: str, split: data_manager.Split, size: tuple[int, int], workers: int) -> None:
@@ -36,7 +48,7 @@ def write_arrays(images: str, labels: str, split: data_manager.Split, size: tupl
     with open(images, "wb") as file, tqdm(total=len(split.paths), unit=" images", disable=None) as bar:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for batch in data_loader.read_images(split.paths, size, BATCH, workers):
-            file.write(batch.tobytes())
+            file.write(batch.data)
             bar.update(len(batch))
     with open(labels, "wb") as file:
         np.save(file, data_manager.relabel(split.pids))
@@ -45,18 +57,20 @@ def write_arrays(images: str, labels: str, split: data_manager.Split, size: tupl
 def main() -> None:
     args = build_parser().parse_args()
     utils.start_log()
-    splits = data_manager.sysu_train(args.data_path)
+    splits = dict(zip(("rgb", "ir"), data_manager.sysu_train(args.data_path), strict=True))
+    size, arrays = (args.img_h, args.img_w), {m: data_loader.sysu_arrays(args.data_path, m) for m in splits}
+    for modality, split in splits.items():
+        log.info("%s: %d images of %d persons (SYSU-MM01 has %d of %d)", modality, len(split.paths),
+                 len(np.unique(split.pids)), data_manager.SYSU_TRAIN_IMAGES[modality],
+                 data_manager.SYSU_TRAIN_PERSONS)  # fmt: skip
+    if not args.force and all(match(*arrays[modality], split, size) for modality, split in splits.items()):
+        log.info("the arrays are there and match: nothing to do (--force makes them again)")
+        return
     utils.make_folder(args.data_path, "--data_path")
     with contextlib.ExitStack() as stack:  # the arrays take their names when all four are whole
-        for modality, split in zip(("rgb", "ir"), splits, strict=True):
-            persons = len(np.unique(split.pids))
-            log.info(
-                "%s: %d images of %d persons to %d x %d", modality, len(split.paths), persons, args.img_h, args.img_w
-            )
-            files = [
-                stack.enter_context(utils.whole_file(f)) for f in data_loader.sysu_arrays(args.data_path, modality)
-            ]
-            write_arrays(*files, split, (args.img_h, args.img_w), args.workers)
+        for modality, split in splits.items():
+            files = [stack.enter_context(utils.whole_file(file)) for file in arrays[modality]]
+            write_arrays(*files, split, size, args.workers)
     log.info("written: %s", os.path.join(args.data_path, "train_{rgb,ir}_resized_{img,label}.npy"))
 
 

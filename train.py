@@ -10,9 +10,11 @@ again with --resume <run>_last.t.
 """
 
 import argparse
+import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remainin
 # What decides a checkpoint's scores, and what a run comes to: resuming needs the same values.
 TEST_FLAGS = ("drop", "img_h", "img_w")
 RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
+SPEED_FLAGS = ("amp", "tf32", "compile", "deterministic")  # these round differently
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--test-only scores a checkpoint: name it with --resume")
     if args.resume:
         args.resume = utils.find_checkpoint(args.resume, args.model_path)
+    if args.amp == "fp16" and not torch.cuda.is_available():
+        parser.error("--amp fp16 needs a GPU: give bf16, or off")
     return args
 
 
@@ -77,9 +83,9 @@ def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Opti
     resnets = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
     groups = [{"params": resnets}, *({"params": module.parameters()} for module in net.heads + net.classifiers)]
     if args.optim == "adam":
-        optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4)
+        optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4, fused=True)
     else:
-        optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
     set_learning_rate(optimizer, args.lr)
     return optimizer
 
@@ -92,64 +98,90 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def train_step(
-    net: EmbedNet, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...], hc_loss: HeteroCenterLoss, w_hc: float
+    net: Callable,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, ...],
+    hc_loss: HeteroCenterLoss,
+    w_hc: float,
+    amp: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One update of the network.
+    """One update of the network. The program does not wait for the device.
 
     Args:
+        net: the network, or what `torch.compile` makes of it.
         batch: (visible, thermal, visible_labels, thermal_labels) as `data_loader.TrainBatches` yields them.
+        amp: precision of the network, if not its own; the losses are computed in float32 at least.
+        scaler: of the gradients, which torch.float16 needs.
 
     Returns:
         Cross-entropy and Hetero-Center loss of each stripe, (stripes,) both, and the share of right classifications.
-
-    Raises:
-        FloatingPointError: the loss is not finite; no parameter was changed.
+        If they are not finite neither are the network's weights any more.
     """
     visible, thermal, visible_labels, thermal_labels = batch
-    logits, feats = net(visible, thermal)
+    with torch.autocast(visible.device.type, amp, enabled=amp is not None):
+        logits, feats = net(visible, thermal)
     ce, hc = stripe_losses(logits, feats, visible_labels, thermal_labels, hc_loss)
     loss = (ce + w_hc * hc).sum()  # over the stripes
-    if not loss.isfinite():
-        raise FloatingPointError(f"CE {ce.mean():.4g}, HC {hc.mean():.4g}")
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    accuracy = (torch.stack(logits).argmax(2) == torch.cat([visible_labels, thermal_labels])).double().mean()
+    if scaler is None:
+        loss.backward()
+        optimizer.step()
+    else:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    with torch.no_grad():
+        accuracy = (torch.stack(logits).argmax(2) == torch.cat([visible_labels, thermal_labels])).double().mean()
     return ce.detach(), hc.detach(), accuracy
 
 
 def train_epoch(
-    net: EmbedNet,
-    optimizer: torch.optim.Optimizer,
+    step_of: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, Tensor]],
     batches: data_loader.TrainBatches,
     epoch: int,
-    hc_loss: HeteroCenterLoss,
     w_hc: float,
+    lr: float,
 ) -> None:
-    """Run one epoch and log its means: the loss per stripe and its two parts, accuracy, images per second."""
-    net.train()
-    start, total = time.perf_counter(), torch.zeros(3, dtype=torch.float64)  # CE, HC, accuracy
-    lr = optimizer.param_groups[-1]["lr"]
+    """Run one epoch and log its means: the loss per stripe and its two parts, accuracy, images per second.
+
+    Args:
+        step_of: `train_step` of a batch.
+
+    Raises:
+        FloatingPointError: a loss was not finite.
+    """
     steps = batches.sampler.steps
+    history = torch.full((steps, 3), torch.nan, dtype=torch.float64, device=batches.device)  # CE, HC, accuracy
+    start = shown = time.perf_counter()
     bar = tqdm(
         batches.epoch(epoch), f"epoch {epoch}", steps, disable=None, leave=False, dynamic_ncols=True, bar_format=BAR
     )
     for step, batch in enumerate(bar, 1):
-        try:
-            ce, hc, accuracy = train_step(net, optimizer, batch, hc_loss, w_hc)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"the loss is not finite at step {step} ({error})") from None
-        total += torch.stack([ce.mean(), hc.mean(), accuracy]).cpu()
-        ce, hc, accuracy = (total / step).tolist()
-        bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%}")
-        if step % LOG_EVERY == 0 or step == steps:
-            speed = step * 2 * batches.sampler.batch_size / (time.perf_counter() - start)
+        ce, hc, accuracy = step_of(batch)
+        history[step - 1] = torch.stack([ce.mean(), hc.mean(), accuracy])
+        a_line = step % LOG_EVERY == 0 or step == steps
+        if not a_line and time.perf_counter() < shown + 1:
+            continue  # looking at the losses makes the program wait for the device
+        past = history[:step].cpu()
+        if not past.isfinite().all():
+            step = int((~past.isfinite()).any(1).nonzero()[0]) + 1
+            ce, hc, _ = past[step - 1].tolist()
+            raise FloatingPointError(f"the loss is not finite at step {step} (CE {ce:.4g}, HC {hc:.4g})")
+        shown = time.perf_counter()
+        (ce, hc, accuracy), speed = past.mean(0).tolist(), step * 2 * batches.sampler.batch_size / (shown - start)
+        bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} {speed:.0f} images/s")
+        if a_line:
             log.info(
                 f"epoch {epoch:3d} step {step:4d}/{steps}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  HC {hc:.4f}  "
                 f"accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
             )
-    # Raises if the last step has broken the network.
-    extract_features(net, [("visible", slice(None), batch[0])], len(batch[0]))
+
+
+def check_weights(net: EmbedNet) -> None:
+    """FloatingPointError: the last step has broken the network."""
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        raise FloatingPointError("a weight is not finite")
 
 
 def list_images(args: argparse.Namespace) -> tuple[Split, Search]:
@@ -199,7 +231,7 @@ def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: in
     if checkpoint is None:
         return EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
     found = describe_weights(checkpoint["net"], args.resume)
-    fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS)
+    fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS, *SPEED_FLAGS)
     utils.check_fit(args.resume, checkpoint, found, args, fixed)
     if n_class not in (None, found["n_class"]):
         utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
@@ -209,13 +241,21 @@ def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: in
     return net
 
 
-def restore(checkpoint: dict, optimizer: torch.optim.Optimizer, progress: dict, device: torch.device) -> dict:
+def restore(
+    checkpoint: dict,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    progress: dict,
+    device: torch.device,
+) -> dict:
     """Continue exactly where the checkpoint stopped (FIDELITY 7); ``progress`` with its epoch and scores."""
     progress = progress | {name: checkpoint[name] for name in progress if name in checkpoint}
     if "optimizer" not in checkpoint:
         log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
         return progress | {"best": {"rank1": [*progress["cmc"], -1.0][0], "epoch": progress["epoch"]}}
     optimizer.load_state_dict(checkpoint["optimizer"])
+    if scaler and checkpoint.get("scaler"):
+        scaler.load_state_dict(checkpoint["scaler"])
     torch.set_rng_state(checkpoint["rng"]["torch"])
     if device.type == "cuda" and checkpoint["rng"]["cuda"] is not None:
         torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
@@ -228,7 +268,7 @@ def main() -> None:
     utils.start_log(os.path.join(args.log_path, f"{run}.log"))
     utils.log_run(args)
     device = utils.select_device(args.gpu)
-    utils.seed_everything(args.seed)
+    utils.seed_everything(args.seed, args.deterministic, args.tf32)
     if not args.test_only:
         utils.make_folder(args.model_path, "--model_path")
 
@@ -243,16 +283,21 @@ def main() -> None:
     with utils.blame(args.data_path):
         labels = data.visible_labels, data.thermal_labels
         sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
-    batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device)
+    batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device, args.cache)
 
     # Network, optimizer, and how far the run has come
     net = build_network(args, checkpoint, data.n_class).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(net, args)
     hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
+    scaler = torch.amp.GradScaler() if args.amp == "fp16" else None
+    fast_net = torch.compile(net) if args.compile else net
+    step_of = functools.partial(
+        train_step, fast_net, optimizer, hc_loss=hc_loss, w_hc=args.w_hc, amp=AMP[args.amp], scaler=scaler
+    )
     progress = {"epoch": -1, "cmc": [], "mAP": 0.0, "best": {"rank1": -1.0, "epoch": None}}
     if checkpoint:
         with utils.blame(args.resume):
-            progress = restore(checkpoint, optimizer, progress, device)
+            progress = restore(checkpoint, optimizer, scaler, progress, device)
         if progress["epoch"] >= args.epochs:
             utils.fail(
                 f"{args.resume} has finished epoch {progress['epoch']}: --epochs {args.epochs} leaves nothing to do"
@@ -264,10 +309,13 @@ def main() -> None:
 
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
         files = [last_file]  # written last: what it says of the others holds
-        set_learning_rate(optimizer, learning_rate(epoch, args.lr))
+        lr = learning_rate(epoch, args.lr)
+        set_learning_rate(optimizer, lr)
         kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
         try:
-            train_epoch(net, optimizer, batches, epoch, hc_loss, args.w_hc)
+            net.train()
+            train_epoch(step_of, batches, epoch, args.w_hc, lr)
+            check_weights(net)
             if epoch > 0 and epoch % 2 == 0:
                 scores = evaluate(net, images, search, args, device)["fc"]
                 progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
@@ -287,6 +335,7 @@ def main() -> None:
             **progress,
             "config": {**vars(args), "n_class": data.n_class},
             "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
             "rng": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -310,7 +359,7 @@ def run_name(args: argparse.Namespace) -> str:
     if args.dataset == "regdb":
         name += f"_trial{args.trial}"
     parser = build_parser()
-    for flag in ("low_dim", *TEST_FLAGS, *RUN_FLAGS, "pretrained"):
+    for flag in ("low_dim", *TEST_FLAGS, *RUN_FLAGS, *SPEED_FLAGS, "pretrained"):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
             name += f"_{flag.replace('_', '')}{os.path.basename(str(value))}"

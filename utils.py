@@ -1,8 +1,14 @@
-"""What every script shares: flags, device and seeds, logs, whole files, checkpoints."""
+"""What every script shares: flags, device and seeds, logs, whole files, checkpoints.
+
+Functions that need torch import it themselves: it takes seconds and half a gigabyte, which preprocessing does without.
+"""
+
+from __future__ import annotations
 
 import argparse
 import codecs
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -13,12 +19,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
-import torch
-import torchvision
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import torch
 
 DATA_PATHS = {"sysu": "data/SYSU-MM01", "regdb": "data/RegDB"}
 # The published training commands, which differ by dataset.
@@ -105,6 +112,16 @@ def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]
         add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)"),
         add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch's checkpoint (%(default)s)"),
         add("--method", default="id", help="a word for the names of the run's files (%(default)s)"),
+        add("--amp", choices=["off", "bf16", "fp16"], default="off", help="compute the network in less precision"),
+        add("--tf32", action="store_true", help="round factors to 10 bits, on GPUs that multiply so faster"),
+        add("--compile", action="store_true", help="compile the network: a slow start, then faster steps"),
+        add(
+            "--deterministic",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="same result each time, on GPUs",
+        ),
+        add("--cache", choices=["auto", "device", "host"], default="auto", help="where the images are (%(default)s)"),
         add("--test-only", action="store_true", help="score the --resume checkpoint and stop"),
     ]
 
@@ -136,7 +153,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (OSError, FloatingPointError) as error:
         fail(str(error))
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
         fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -193,7 +212,7 @@ def versions() -> dict[str, str]:
         commit = git.stdout.strip()
     except OSError:  # no git on this machine
         commit = ""
-    libraries = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     return {"python": platform.python_version(), **libraries, "commit": commit or "unknown"}
 
 
@@ -206,6 +225,8 @@ def log_run(args: argparse.Namespace) -> None:
 
 def select_device(gpu: str) -> torch.device:
     """The GPU that ``--gpu`` names, else what there is; says which and why (FIDELITY 10: one GPU for now)."""
+    import torch
+
     wanted = gpu.split(",")[0].strip()
     if not wanted.isdecimal():
         fail(f"--gpu {gpu}: give the number of a GPU, like 0")
@@ -222,15 +243,18 @@ def select_device(gpu: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every generator, and ask for full fp32 and for the same result each time (FIDELITY 9)."""
+def seed_everything(seed: int, deterministic: bool = True, tf32: bool = False) -> None:
+    """Seed every generator; ask for the same result each time and for full fp32, unless told otherwise (FIDELITY 9)."""
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads such memory
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def report(results, networks: list[dict], options: list[str], args: argparse.Namespace, path: str) -> None:
@@ -292,6 +316,8 @@ def save_checkpoint(path: str, state: dict) -> None:
     Raises:
         OSError: the file cannot be written, on a full disk for instance.
     """
+    import torch
+
     with whole_file(path) as partial:
         try:
             torch.save(state, partial)
@@ -307,6 +333,8 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     Raises:
         OSError: the file is missing, cannot be read, or holds no network.
     """
+    import torch
+
     try:
         with torch.serialization.safe_globals(_PUBLISHED_TYPES), warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location=map_location, weights_only=True)

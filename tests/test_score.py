@@ -38,16 +38,21 @@ def trained(sysu_run, tmp_path) -> list:
     return ["--data_path", sysu_run["data"], "--log_path", tmp_path, "--resume", best]
 
 
-def test_all_protocols_open_each_image_once(trained, sysu_tree, opened, call, tmp_path, capsys):
-    call("test.py", *trained, *EVERYTHING, "--flip", "--rerank", "--features", "fc")
+@pytest.mark.parametrize(
+    ("flags", "searches"), [(EVERYTHING, SEARCHES), (["--mode", "indoor"], [("indoor", "single")])]
+)
+def test_each_image_is_opened_once_and_only_if_needed(
+    trained, sysu_tree, opened, call, tmp_path, capsys, flags, searches
+):
+    call("test.py", *trained, *flags, "--flip", "--rerank", "--features", "fc")
     needed = {*data_manager.sysu_query(str(sysu_tree)).paths}
-    for mode, shots in SEARCHES:
+    for mode, shots in searches:
         for trial in range(10):
             needed |= {*data_manager.sysu_gallery(str(sysu_tree), mode, shots, trial).paths}
     assert opened == dict.fromkeys(needed, 1)
     # What is not at its default is named beside the figures.
     assert "; options: flip, rerank" in capsys.readouterr().out
-    content = only(tmp_path, "*_both-both-fc-flip-rerank.json")
+    content = only(tmp_path, "*-fc-flip-rerank.json")
     assert content["options"] == ["flip", "rerank"] and content["networks"][0]["flip"]
     assert {row["feature"] for row in content["results"]} == {"fc", "chance"}
 
