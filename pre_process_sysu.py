@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +20,7 @@ import data_loader
 import data_manager
 import utils
 
-BATCH = 64  # images held in memory at a time
+BATCH = 64  # images that a process writes at a time
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,33 @@ def match(images: str, labels: str, split: data_manager.Split, size: tuple[int, 
 
 
 def write_arrays(images: str, labels: str, split: data_manager.Split, size: tuple[int, int], workers: int) -> None:
-    """Write the images (N, height, width, 3) and labels (N,) of a split to two .npy files, batch by batch."""
-    shape = (len(split.paths), *size, 3)
-    with open(images, "wb") as file, tqdm(total=len(split.paths), unit=" images", disable=None) as bar:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for batch in data_loader.read_images(split.paths, size, BATCH, workers):
-            file.write(batch.data)
-            bar.update(len(batch))
+    """Write the images (N, height, width, 3) and labels (N,) of a split to two .npy files, in several processes."""
+    np.lib.format.open_memmap(images, "w+", np.uint8, (len(split.paths), *size, 3)).flush()
+    parts = range(0, len(split.paths), BATCH)
+    with (
+        ProcessPoolExecutor(
+            max(1, workers), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        ) as pool,
+        tqdm(total=len(split.paths), unit=" images", disable=None) as bar,
+    ):
+        try:
+            written = [pool.submit(write_part, images, split.paths[i : i + BATCH], i, size) for i in parts]
+            for part in as_completed(written):
+                bar.update(part.result())
+        except BaseException:  # an unreadable image, or Ctrl-C: the rest need not be read
+            pool.shutdown(cancel_futures=True)
+            raise
     with open(labels, "wb") as file:
         np.save(file, data_manager.relabel(split.pids))
+
+
+def write_part(images: str, paths: list[str], start: int, size: tuple[int, int]) -> int:
+    """Write the images of ``paths`` to the rows from ``start`` on; gives their number."""
+    array, batch = np.load(images, mmap_mode="r"), np.stack([data_loader.read_image(path, size) for path in paths])
+    with open(images, "r+b") as file:  # a plain write is faster than one through the memory map
+        file.seek(array.offset + start * array[0].nbytes)
+        file.write(batch.data)
+    return len(paths)
 
 
 def main() -> None:

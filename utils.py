@@ -75,7 +75,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)"),
         add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)"),
         add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)"),
-        add("--workers", type=number(int, 0), default=cores, help="threads that read images (the cores: %(default)s)"),
+        add("--workers", type=number(int, 0), default=cores, help="readers of images (as many as cores: %(default)s)"),
     ]
 
 
