@@ -258,7 +258,10 @@ class TrainBatches:
 
         def gather(rows: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
             batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
-            return [x.pin_memory() for x in batch] if self.device.type == "cuda" else batch
+            if self.device.type == "cpu":
+                return batch
+            with torch.cuda.device(self.device):
+                return [x.pin_memory() for x in batch]
 
         with ThreadPoolExecutor(1) as pool:
             steps = zip(*plan, strict=True)

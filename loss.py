@@ -68,6 +68,7 @@ def stripe_losses(
         visible_labels, thermal_labels: (N,) and (M,) classes.
     """
     logits, feats = torch.stack(logits), torch.stack(feats)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # from half precision
     labels, n = torch.cat([visible_labels, thermal_labels]), len(visible_labels)
     ce = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none").view(len(logits), -1)
     return ce.mean(1), hc_loss(feats[:, :n], feats[:, n:], visible_labels, thermal_labels)

@@ -137,7 +137,7 @@ def train_step(
 
 
 def train_epoch(
-    step_of: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, Tensor]],
+    update: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, Tensor]],
     batches: data_loader.TrainBatches,
     epoch: int,
     w_hc: float,
@@ -146,7 +146,7 @@ def train_epoch(
     """Run one epoch and log its means: the loss per stripe and its two parts, accuracy, images per second.
 
     Args:
-        step_of: `train_step` of a batch.
+        update: `train_step` with all but the batch.
 
     Raises:
         FloatingPointError: a loss was not finite.
@@ -158,7 +158,7 @@ def train_epoch(
         batches.epoch(epoch), f"epoch {epoch}", steps, disable=None, leave=False, dynamic_ncols=True, bar_format=BAR
     )
     for step, batch in enumerate(bar, 1):
-        ce, hc, accuracy = step_of(batch)
+        ce, hc, accuracy = update(batch)
         history[step - 1] = torch.stack([ce.mean(), hc.mean(), accuracy])
         a_line = step % LOG_EVERY == 0 or step == steps
         if not a_line and time.perf_counter() < shown + 1:
@@ -170,7 +170,7 @@ def train_epoch(
             raise FloatingPointError(f"the loss is not finite at step {step} (CE {ce:.4g}, HC {hc:.4g})")
         shown = time.perf_counter()
         (ce, hc, accuracy), speed = past.mean(0).tolist(), step * 2 * batches.sampler.batch_size / (shown - start)
-        bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} {speed:.0f} images/s")
+        bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} {speed:.0f} img/s")
         if a_line:
             log.info(
                 f"epoch {epoch:3d} step {step:4d}/{steps}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  HC {hc:.4f}  "
@@ -291,7 +291,7 @@ def main() -> None:
     hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
     scaler = torch.amp.GradScaler() if args.amp == "fp16" else None
     fast_net = torch.compile(net) if args.compile else net
-    step_of = functools.partial(
+    update = functools.partial(
         train_step, fast_net, optimizer, hc_loss=hc_loss, w_hc=args.w_hc, amp=AMP[args.amp], scaler=scaler
     )
     progress = {"epoch": -1, "cmc": [], "mAP": 0.0, "best": {"rank1": -1.0, "epoch": None}}
@@ -314,7 +314,7 @@ def main() -> None:
         kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
         try:
             net.train()
-            train_epoch(step_of, batches, epoch, args.w_hc, lr)
+            train_epoch(update, batches, epoch, args.w_hc, lr)
             check_weights(net)
             if epoch > 0 and epoch % 2 == 0:
                 scores = evaluate(net, images, search, args, device)["fc"]

@@ -154,9 +154,11 @@ def run(main: Callable[[], None]) -> None:
     except (OSError, FloatingPointError) as error:
         fail(str(error))
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's
-            raise
-        fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            fail(f"--compile does not work here ({str(error).splitlines()[0]}): leave it out")
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
 

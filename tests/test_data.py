@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,27 @@ def test_preprocessed_arrays(golden_tree, tmp_path):
     assert not [*tree.glob("*.partial")]
 
 
+def test_preprocessing_again_only_if_need_be(golden_tree, call, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(golden_tree, tree, ignore=shutil.ignore_patterns("*.npy"))
+
+    def made(*flags) -> bool:
+        """Whether a run made arrays; they are always whole."""
+        before = [path.stat().st_mtime_ns for path in sorted(tree.glob("*.npy"))]
+        call("pre_process_sysu.py", "--data_path", tree, "--img_h", 24, "--img_w", 12, *flags)
+        after = [path.stat().st_mtime_ns for path in sorted(tree.glob("*.npy"))]
+        assert len(after) == 4 and len([*tree.glob("*.npy*")]) == 4
+        return before != after
+
+    assert made() and not made()
+    assert made("--force") and made("--img_h", 32) and made()
+    images = np.load(tree / "train_rgb_resized_img.npy")
+    (tree / "train_rgb_resized_img.npy").write_bytes((tree / "train_rgb_resized_img.npy").read_bytes()[:-1])
+    assert made() and np.array_equal(np.load(tree / "train_rgb_resized_img.npy"), images)
+    os.utime(data_manager.sysu_train(str(tree))[1].paths[0], (2e9, 2e9))  # an image that is newer than the arrays
+    assert made()
+
+
 @pytest.mark.parametrize("name", ["query_all", "gallery_all_single_first_call"])
 def test_test_images(golden_tree, name):
     paths = [str(golden_tree / path) for path in LISTS[name]["paths"]]
@@ -221,5 +243,6 @@ def test_training_batches_follow_the_plan():
                 assert mirrored or torch.equal(row, to_input(torch.from_numpy(image[None]), (8, 6))[0])
                 flipped += mirrored
     assert 0.25 < flipped / (2 * 4 * 8) < 0.75
-    for first, again in zip(batches.epoch(2), batches.epoch(2), strict=True):
+    for first, again in zip(batches.epoch(2), TrainBatches(data, sampler, (8, 6), CPU, "device").epoch(2), strict=True):
         assert all(map(torch.equal, first, again))
+        assert first[0].is_contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import zipfile
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from data_manager import Search, Split, sysu_searches
 from eval_metrics import BLOCK, Counts, Distances, Results, eval_regdb, eval_sysu, extract_features, rerank
 from loss import HeteroCenterLoss
 from model import EmbedNet, _l2_normalise, _stripes, describe_weights, least_height
+from train import build_optimizer, train_step
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,34 @@ def test_pretrained_file(tmp_path):
     assert torch.equal(net.thermal_net["thermal"].layer3[0].conv1.weight, resnet.layer3[0].conv1.weight)
     with pytest.raises(OSError, match="not the weights of torchvision's resnet50"):
         EmbedNet(3, arch="resnet50", pretrained=str(tmp_path / "resnet18.pth"))
+
+
+def step(precision=torch.float32, memory_format=torch.contiguous_format, backend=None, amp=None):
+    """Losses of one training step, and a weight after it."""
+    torch.manual_seed(0)
+    net = EmbedNet(4, low_dim=16, arch="resnet18", pretrained="none").to(precision, memory_format=memory_format).train()
+    rng = torch.Generator().manual_seed(1)
+    images = (torch.randn(8, 3, 96, 48, generator=rng).to(precision, memory_format=memory_format) for _ in range(2))
+    labels = torch.arange(2).repeat_interleave(4)
+    optimizer = build_optimizer(net, SimpleNamespace(lr=0.01, optim="sgd"))
+    call = torch.compile(net, backend=backend, fullgraph=True) if backend else net
+    ce, hc, _ = train_step(call, optimizer, (*images, labels, labels), HeteroCenterLoss(), 0.6, amp)
+    assert ce.dtype == hc.dtype == precision  # the losses, whatever the network computes in
+    return torch.stack([ce, hc]).double(), net.feature1.feat_block[0].weight.detach().double()
+
+
+def test_what_is_faster_changes_no_value():
+    """Memory format, fused update and graph capture stay within rounding; bfloat16, of 8 bits, within a tenth."""
+    exact = step(torch.float64)
+    for options, tolerance in (
+        ({}, 1e-4),
+        ({"memory_format": torch.channels_last}, 1e-4),
+        ({"backend": "aot_eager"}, 1e-4),  # in one graph, without breaks
+        ({"memory_format": torch.channels_last, "amp": torch.bfloat16}, 0.1),
+    ):
+        losses, weight = step(**options)
+        np.testing.assert_allclose(losses, exact[0], rtol=tolerance)
+        assert (weight - exact[1]).norm() / exact[1].norm() < tolerance
 
 
 @pytest.mark.parametrize("num_parts", [6, 4])

@@ -244,6 +244,8 @@ def broken(sysu_tree, tmp_path) -> Path:
     ("flags", "message"),
     [
         (["--dataset", "market"], "argument --dataset: invalid choice: 'market'"),
+        (["--amp", "fp16"], "--amp fp16 needs a GPU"),
+        (["--cache", "disk"], "argument --cache: invalid choice"),
         (["--mode", "outdoor"], "argument --mode: invalid choice"),
         (["--arch", "vgg16"], "argument --arch: invalid choice"),
         (["--lr", "-1"], "argument --lr: must be above 0 and finite, not -1"),

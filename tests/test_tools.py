@@ -1,6 +1,7 @@
 """The drawn datasets and the pictures of them."""
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -111,3 +112,21 @@ def test_contact_sheet(sysu_tree, regdb_tree, tmp_path):
         assert (cells > 5).sum(axis=1).tolist() == [len(folders) for folders in present]  # the others are plain grey
     nothing = run_script("-m tools.visualize samples", tmp_path, "--out", tmp_path / "sheet.png")
     assert nothing.returncode == 2 and "neither cam1..cam6" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        (["data", "--workers", 0], ["image by image, 0 workers", "ours, on the host", "ours, to the network's input"]),
+        (["train", "--arch", "resnet18", "--warmup", 1, "--workers", 0, "--only", "way"], ["the published way"]),
+        (["train", "--arch", "resnet18", "--warmup", 1, "--only", "ours"], ["ours"]),
+    ],
+)
+def test_benchmarks_run(tmp_path, flags, rows):
+    """What they measure is for their reader; that they measure all of it is for us."""
+    size = ["--batch-size", 16, "--img-h", 96, "--img-w", 32, "--steps", 1]
+    json_file = ["--json", tmp_path / "b.json"] if flags[0] == "train" else []
+    out = succeed("-m tools.benchmark", *flags, *size, *json_file)
+    assert all(row in out for row in rows)
+    if flags[0] == "train":
+        assert [*json.loads((tmp_path / "b.json").read_text())["results"]] == rows
