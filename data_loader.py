@@ -128,13 +128,8 @@ class ImageBatches:
         workers: int,
         device: torch.device,
     ):
-        self.paths, self.size, self.batch_size, self.workers, self.device = (
-            split.paths,
-            size,
-            batch_size,
-            workers,
-            device,
-        )
+        self.paths, self.size, self.device = split.paths, size, device
+        self.batch_size, self.workers = batch_size, workers
         thermal = np.isin(split.camids, thermal_cameras)
         self.rows = {"thermal": np.flatnonzero(thermal), "visible": np.flatnonzero(~thermal)}
 

@@ -45,21 +45,28 @@ class Distances:
     KINDS = ("cosine", "euclidean")
 
     def __init__(self, query: np.ndarray, gallery: np.ndarray, kind: str = "cosine"):
+        if kind not in self.KINDS:
+            raise ValueError(f"there is no distance {kind!r}: give one of {', '.join(self.KINDS)}")
+        query, gallery = (x.astype(np.promote_types(x.dtype, np.float32), copy=False) for x in (query, gallery))
         self.shape = (len(query), len(gallery))
         self.squares = None
         if kind == "euclidean":
             query, gallery = query.astype(np.float64), gallery.astype(np.float64)
             self.squares = (query**2).sum(1)[:, None], (gallery**2).sum(1)
         else:
-            lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
-            if not all(length.all() for length in lengths):
-                raise ValueError("a feature is zero, which has no direction: compare by another distance than cosine")
-            query, gallery = query / lengths[0], gallery / lengths[1]
+            query, gallery = _directions(query), _directions(gallery)
         self.query, self.gallery = query, gallery
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         dots = self.query[rows] @ self.gallery.T
         return -dots if self.squares is None else self.squares[0][rows] + self.squares[1] - 2 * dots
+
+
+def _directions(x: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))[:, None]  # large numbers have larger squares
+    if not lengths.all():
+        raise ValueError("a feature is zero, which has no direction: compare by another distance than cosine")
+    return x / lengths.astype(x.dtype)
 
 
 def eval_sysu(
@@ -216,10 +223,10 @@ class Counts(NamedTuple):
         q_camids, g_camids = images.camids[search.query], images.camids[search.gallery]
         persons, place = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)
         q_place, g_place = np.split(place, [len(q_pids)])
-        images = np.bincount(g_place, minlength=len(persons))
+        own = np.bincount(g_place, minlength=len(persons))  # gallery images of each person
         hidden = np.bincount(g_place[g_camids == 2], minlength=len(persons))  # from queries of camera 3
-        matches = images[q_place] - np.where(q_camids == 3, hidden[q_place], 0)
-        seen = images.sum() - np.where(q_camids == 3, hidden.sum(), 0)
+        matches = own[q_place] - np.where(q_camids == 3, hidden[q_place], 0)
+        seen = len(g_pids) - np.where(q_camids == 3, hidden.sum(), 0)
         matched = matches > 0
         chance = float((matches[matched] / seen[matched]).mean()) if matched.any() else 0.0
         draws = len({*zip(q_pids[matched].tolist(), q_camids[matched].tolist(), strict=True)})
@@ -281,7 +288,9 @@ class Results:
         for protocol, feature in self.scores:
             counts, rank1 = self.counts[protocol], self.mean_and_std(protocol, feature)["rank1"][0]
             if feature != "chance" and rank1 < counts.chance + 3 * counts.deviation:
-                found.append(f"{protocol} {feature} {rank1:.1%}, chance {counts.chance:.1%} ± {counts.deviation:.1%}")
+                found.append(
+                    f"{protocol} {feature} {rank1:.1%}, by chance {counts.chance:.1%} ± {counts.deviation:.1%}"
+                )
         return found
 
     def table(self) -> str:
@@ -293,12 +302,13 @@ class Results:
         ]
         columns = [*(f"rank-{r}" for r in RANKS), "mAP", "mINP"]
         lines += ["", f"{'protocol':26s}{'features':9s}" + "".join(f"{column:>14s}" for column in columns)]
-        for (protocol, feature), trials in self.scores.items():
-            several = len(trials) > 1
+        n_trials = len(next(iter(self.scores.values())))
+        several = n_trials > 1
+        for protocol, feature in self.scores:
             values = self.mean_and_std(protocol, feature).values()
             cells = (f"{100 * mean:.2f}" + f" ± {100 * std:4.2f}" * several for mean, std in values)
             lines.append(f"{protocol:26s}{feature:9s}" + "".join(f"{cell:>14s}" for cell in cells))
-        return "\n".join([*lines, "%" + f", mean ± deviation over {len(trials)} trials" * several])
+        return "\n".join([*lines, "%" + f", mean ± deviation over {n_trials} trials" * several])
 
     def to_json(self) -> dict:
         rows = []
@@ -341,7 +351,9 @@ def rerank(
     rows = max(64, BLOCK // n)
     for start in range(0, n, rows):
         block = (plain[start : start + rows] + (kind == "cosine")).clip(min=0)  # 1 - cosine, half the squared distance
-        distances[start : start + rows] = block / block.max(axis=1, keepdims=True)
+        distances[start : start + rows] = block / np.maximum(
+            block.max(axis=1, keepdims=True), np.finfo(block.dtype).tiny
+        )
         near = np.sort(np.argpartition(block, k1, axis=1)[:, : k1 + 1], axis=1)
         order = np.argsort(np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
         nearest.append(np.take_along_axis(near, order, axis=1))

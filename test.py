@@ -108,7 +108,9 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
         path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
         checkpoint = utils.load_checkpoint(path)
         flags = argparse.Namespace(**{**vars(args), "trial": trial})
-        settings |= utils.check_fit(path, checkpoint, describe_weights(checkpoint["net"], path), flags)
+        settings |= utils.check_fit(
+            path, checkpoint, describe_weights(checkpoint["net"], path), flags, ("img_h", "img_w")
+        )
         settings |= {"checkpoint": path, "epoch": checkpoint.get("epoch")}
         log.info("checkpoint: %s, epoch %s", path, settings["epoch"])
         if args.dataset == "regdb" and "trial" not in settings:
@@ -169,6 +171,8 @@ def main() -> None:
     if ignored:
         log.info("note: only training uses %s: ignored", ", ".join(f"--{flag}" for flag in ignored))
     if args.save_features:
+        if os.path.isdir(args.save_features):
+            utils.fail(f"--save_features {args.save_features} is a folder: name a file")
         utils.make_folder(os.path.dirname(args.save_features), "--save_features")
     if args.mat:
         utils.make_folder(args.mat, "--mat")

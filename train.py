@@ -47,6 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
     add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)")
+    add("--cache", choices=["auto", "device", "host"], default="auto", help="where the images are kept (%(default)s)")
+    fast = parser.add_argument_group("speed, at the price of other rounding (docs/PERFORMANCE.md)")
+    fast.add_argument("--amp", choices=[*AMP], default="off", help="precision of the network (%(default)s)")
+    fast.add_argument("--tf32", action="store_true", help="multiply with 10 bits where a GPU is faster so")
+    fast.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
+    fast.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True,
+                      help="the same result each time on a GPU (default: yes)")  # fmt: skip
     return parser
 
 
@@ -222,6 +229,9 @@ def load_training_set(args: argparse.Namespace) -> data_loader.TrainingSet:
         data = data_loader.load_sysu(args.data_path)
     else:
         data = data_loader.load_regdb(args.data_path, args.trial, (args.img_h, args.img_w), args.workers)
+    if data.visible.shape[1:3] != (args.img_h, args.img_w):
+        found = "x".join(map(str, data.visible.shape[1:3]))
+        log.warning("the training arrays are %s: scaled to --img_h %d --img_w %d", found, args.img_h, args.img_w)
     log.info("train: %d persons, %d visible and %d thermal images", data.n_class, len(data.visible), len(data.thermal))
     return data
 

@@ -70,7 +70,8 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    add, cores = parser.add_argument, len(os.sched_getaffinity(0))
+    add = parser.add_argument
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux; elsewhere
     return [
         add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)"),
         add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)"),
@@ -110,18 +111,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]
         add("--w-hc", type=number(float, 0), help=f"weight of the Hetero-Center loss {published}"),
         add("--thd", type=number(float, 0), default=0.0, help="margin of the Hetero-Center loss (%(default)s)"),
         add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)"),
-        add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch's checkpoint (%(default)s)"),
+        add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch after the 10th (%(default)s)"),
         add("--method", default="id", help="a word for the names of the run's files (%(default)s)"),
-        add("--amp", choices=["off", "bf16", "fp16"], default="off", help="compute the network in less precision"),
-        add("--tf32", action="store_true", help="round factors to 10 bits, on GPUs that multiply so faster"),
-        add("--compile", action="store_true", help="compile the network: a slow start, then faster steps"),
-        add(
-            "--deterministic",
-            action=argparse.BooleanOptionalAction,
-            default=True,
-            help="same result each time, on GPUs",
-        ),
-        add("--cache", choices=["auto", "device", "host"], default="auto", help="where the images are (%(default)s)"),
         add("--test-only", action="store_true", help="score the --resume checkpoint and stop"),
     ]
 
@@ -173,7 +164,8 @@ def blame(cause: str):
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit status 2."""
+    """End the program with one line on stderr, and in the log file if there is one, and exit status 2."""
+    logging.getLogger("__main__").debug("error: %s", message)
     sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -273,8 +265,8 @@ def report(results, networks: list[dict], options: list[str], args: argparse.Nam
     near_chance = results.near_chance()
     if near_chance:
         log.warning(
-            "rank-1 is about what chance gives (%s%s): is the checkpoint trained, and for this dataset and trial? "
-            "Is --data_path the right one, with thermal and visible images where they belong?",
+            "rank-1 is about what chance gives (%s%s): is the network trained, and on this dataset and trial? "
+            "Are the data the right ones, with thermal and visible images where they belong?",
             near_chance[0],
             f", and {len(near_chance) - 1} more rows" if near_chance[1:] else "",
         )

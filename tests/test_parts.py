@@ -73,6 +73,14 @@ def test_distances_row_by_row():
         np.testing.assert_allclose(euclidean[rows], (pairs**2).sum(2), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [(np.float16, 1), (np.float16, 300), (np.float32, 1e25)])
+def test_cosine_of_large_and_of_short_numbers(dtype, factor):
+    x = np.random.default_rng(0).standard_normal((9, 500)) / 30
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    found = Distances((x * factor).astype(dtype)[:4], (x * factor).astype(dtype))[:]
+    np.testing.assert_allclose(found, -x[:4] @ x.T, atol=1e-3)
+
+
 def jaccard_of_neighbourhoods(query, gallery, k1, k2, weight):
     """Re-ranking in the paper's words (Zhong et al. 2017, sections 3.2 to 3.5), with sets, an image at a time."""
     x = np.concatenate([query, gallery]).astype(float)

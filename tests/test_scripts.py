@@ -281,7 +281,7 @@ def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, message):
         (["--resume", f"{RUN}_best.t", "--arch", "resnet50"], "was trained with --arch resnet18, not --arch resnet50"),
         (["--resume", f"{RUN}_best.t", "--low-dim", "512"], "was trained with --low_dim 16, not --low_dim 512"),
         (["--resume", f"{RUN}_best.t", "--drop", "0"], "was trained with dropout, unlike --drop 0"),
-        (["--resume", f"{RUN}_best.t", "--img_h", "64"], "--img_h 64 is too low"),
+        (["--resume", f"{RUN}_best.t", "--img_h", "128"], "was trained with --img_h 96, not --img_h 128"),
         (["--resume", f"{RUN}_best.t", "--dataset", "regdb"], "test_visible_1.txt not found"),
         (["--resume", f"{RUN}_best.t", "--gallery", "official"], "--gallery official and --rand_perm FILE"),
         (["--resume", f"{RUN}_best.t", "--gallery", "official", "--rand_perm", "x.mat"], "--rand_perm x.mat not found"),

@@ -69,12 +69,13 @@ def main() -> None:
         results[label or os.path.basename(path).removesuffix(".json")] = read_results(path)
     if len(results) < len(args.results):
         utils.fail("two results have one label: tell them apart with LABEL=FILE")
+    first_label, first = next(iter(results.items()))
     for label, found in results.items():
-        for protocol in next(iter(results.values()))["counts"]:
-            if (protocol, args.features) not in found["rows"]:
-                utils.fail(
-                    f"{label} has no {args.features} results of {protocol}: compare results of the same protocols"
-                )
+        features = dict.fromkeys(feature for _, feature in found["rows"] if feature != "chance")
+        if args.features not in features:
+            utils.fail(f"{label} has no {args.features} features, but {', '.join(features)}: choose with --features")
+        if found["counts"] != first["counts"]:
+            utils.fail(f"{label} and {first_label} are of other protocols or other images: compare like with like")
     print(table(results, args.features))
 
 

@@ -8,8 +8,11 @@ A file holds the features of all test images of one network, of both modalities.
 numpy.savez,
 
     pids      (N,) person ids            camids   (N,) camera numbers: 1 to 6; RegDB: 1 visible, 2 thermal
-    paths     (N,) the images' paths below the dataset's folder: images of a person in a camera count in their order
+    paths     (N,) the images' paths below the dataset's folder
     any name  (N, dim) float features; several arrays are scored each
+    network   optional, JSON: {"trial": 3, "flip": true}, RegDB's trial and whether mirror images were averaged
+
+Paths are those of the dataset, like cam1/0006/0001.jpg, and are ordered as text: seeded galleries depend on it.
 
 Of SYSU-MM01 each file gets a table of its own; of RegDB files are the trials of one method, and are averaged.
 """
@@ -45,30 +48,43 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_features(path: str, dataset: str) -> tuple[data_manager.Split, dict[str, np.ndarray], dict]:
-    """The images of a file, their features by kind, and what it says of the network; OSError: it is not such a file."""
+def load_features(
+    path: str, dataset: str, only: str | None = None
+) -> tuple[data_manager.Split, dict[str, np.ndarray], dict]:
+    """The images of a file, their features by kind, and what it says of the network; OSError: it is not such a file.
+
+    ``only`` names the one kind of features to load.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         network = json.loads(str(arrays.pop("network", "{}")))
         pids, camids, paths = (arrays.pop(name) for name in LISTS)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found: give a file that test.py --save_features wrote") from None
+        raise FileNotFoundError(f"{path} not found: give a file of features, see --help") from None
     except Exception as error:  # numpy raises whatever the damage leads to
-        problem = f"it has no array {error}" if isinstance(error, KeyError) else type(error).__name__
+        problem = f"it has no array {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise OSError(f"{path} cannot be read as features ({problem}): see --help for what it must hold") from None
+    if only:
+        if only not in arrays:
+            raise OSError(f"{path} holds no features {only!r}: there are {', '.join(arrays)}")
+        arrays = {only: arrays[only]}
     if not isinstance(network, dict):
         raise OSError(f"{path}: network must be a JSON object")
     n, cameras = len(paths), 6 if dataset == "sysu" else 2
     if any(x.shape != (n,) for x in (pids, camids, paths)) or {pids.dtype.kind, camids.dtype.kind} - {*"iu"}:
         raise OSError(f"{path}: pids, camids and paths must be lists of one length, the first two of whole numbers")
+    if paths.dtype.kind != "U" or (dataset == "sysu" and len(np.unique(paths)) < n):
+        raise OSError(f"{path}: paths must be text, another one for each image")
+    if dataset == "sysu" and n and camids.max() <= 2:
+        raise OSError(f"{path}: camids are 1 and 2 only: is it RegDB? Give --dataset regdb")
     if not n or camids.min() < 1 or camids.max() > cameras:
         raise OSError(f"{path}: camids must be 1 to {cameras} for {dataset}: is --dataset {dataset} right?")
     for name, values in arrays.items():
         if values.ndim != 2 or len(values) != n or values.dtype.kind != "f" or not np.isfinite(values).all():
             raise OSError(f"{path}: {name} {values.shape} {values.dtype} is not ({n}, dim) finite float features")
-    if not arrays:
-        raise OSError(f"{path} holds no features: an array ({n}, dim) of any name")
+    if not arrays or "chance" in arrays:
+        raise OSError(f"{path} must hold features, arrays ({n}, dim) of any name but chance")
     return data_manager.Split(paths.tolist(), pids.astype(np.int64), camids.astype(np.int64)), arrays, network
 
 
@@ -77,13 +93,9 @@ def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dic
     rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
     results, networks = Results(args.dataset, args.distance, args.rerank, args.seed), []
     for number, path in enumerate(files, 1):
-        images, features, network = load_features(path, args.dataset)
+        images, features, network = load_features(path, args.dataset, args.features)
         networks.append({"features": path, **network})
-        trial = network["trial"] if isinstance(network.get("trial"), int) else number
-        if args.features:
-            if args.features not in features:
-                utils.fail(f"{path} holds no features {args.features!r}: there are {', '.join(features)}")
-            features = {args.features: features[args.features]}
+        trial = network["trial"] if type(network.get("trial")) is int else number
         with utils.blame(path):
             if args.dataset == "sysu":
                 searches = data_manager.sysu_searches(images, args.mode, args.gall_mode, rand_perm)
@@ -100,6 +112,8 @@ def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dic
 def main() -> None:
     args = build_parser().parse_args()
     options = utils.scoring_options(args)
+    if len({*map(os.path.basename, args.files)}) < len(args.files):
+        utils.fail("two files have one name, which names their results: rename one, or score them one by one")
     for files in [[file] for file in args.files] if args.dataset == "sysu" else [args.files]:
         what = [f"{args.mode}-{args.gall_mode}"] if args.dataset == "sysu" else [f"{len(files)}-trials-{args.search}"]
         what += [args.features] * bool(args.features) + options
