@@ -118,6 +118,25 @@ def test_seeded_galleries_are_the_baselines(tree, mode):
         np.testing.assert_allclose([scores.mAP, scores.mINP], [g["map_all"][trial], g["minp_all"][trial]], atol=1e-12)
 
 
+def test_a_small_permutation_file(golden_tree, tmp_path):
+    """Picks by hand: the n-th number of a row is the n-th choice, counted from 1; cameras outside, persons inside."""
+    images = data_manager.sysu_test(str(golden_tree))
+    rng, cells = np.random.default_rng(0), np.empty((6, 1), dtype=object)
+    for cam in range(1, 7):
+        cells[cam - 1, 0] = np.empty((images.pids.max(), 1), dtype=object)
+        for pid in range(1, images.pids.max() + 1):
+            n = ((images.pids == pid) & (images.camids == cam)).sum()
+            cells[cam - 1, 0][pid - 1, 0] = np.array([rng.permutation(n) + 1 for _ in range(10)], np.uint8)
+    scipy.io.savemat(tmp_path / "small.mat", {"rand_perm_cam": cells})
+    rand_perm = data_manager.read_rand_perm(str(tmp_path / "small.mat"))
+    expected = []
+    for cam in (1, 2):
+        for pid in sorted({*images.pids.tolist()}):
+            files = sorted((golden_tree / f"cam{cam}/{pid:04d}").glob("*.jpg"))
+            expected += [str(files[number - 1]) for number in cells[cam - 1, 0][pid - 1, 0][7][:10]]
+    assert expected and data_manager.sysu_gallery(str(golden_tree), "indoor", "multi", 7, rand_perm).paths == expected
+
+
 def test_permutations_of_another_tree_are_refused(golden_tree, rand_perm, tmp_path):
     with pytest.raises(ValueError, match="it belongs to another tree"):
         data_manager.sysu_gallery(str(golden_tree), rand_perm=rand_perm)
