@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,20 +94,22 @@ def read_images(paths: list[str], size: tuple[int, int], batch_size: int, worker
 
     Threads are enough, since Pillow decodes and resizes outside Python's lock. Errors as for `read_image`.
     """
-    chunks = iter([paths[i : i + batch_size] for i in range(0, len(paths), batch_size)])
+    chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
+        for images in _ahead(pool, lambda chunk: [pool.submit(read_image, path, size) for path in chunk], chunks):
+            yield np.stack([image.result() for image in images])
 
-        def submit(chunk: list[str]):
-            return [pool.submit(read_image, path, size) for path in chunk]
 
-        ahead = deque(submit(chunk) for chunk in itertools.islice(chunks, 2))
-        try:
-            while ahead:
-                batch = np.stack([image.result() for image in ahead.popleft()])
-                ahead.extend(submit(chunk) for chunk in itertools.islice(chunks, 1))
-                yield batch
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _ahead(pool: ThreadPoolExecutor, submit: Callable, tasks: Iterable) -> Iterator:
+    """What ``submit`` makes of each task, in order, while ``pool`` works at the next two."""
+    tasks = iter(tasks)
+    submitted = deque(map(submit, itertools.islice(tasks, 2)))
+    try:
+        while submitted:
+            submitted.extend(map(submit, itertools.islice(tasks, 1)))
+            yield submitted.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class ImageBatches:
@@ -259,15 +261,8 @@ class TrainBatches:
                 return [x.pin_memory() for x in batch]
 
         with ThreadPoolExecutor(1) as pool:
-            steps = zip(*plan, strict=True)
-            ahead = deque(pool.submit(gather, rows) for rows in itertools.islice(steps, 2))
-            try:
-                while ahead:
-                    batch = ahead.popleft().result()
-                    ahead.extend(pool.submit(gather, rows) for rows in itertools.islice(steps, 1))
-                    yield [x.to(self.device, non_blocking=True) for x in batch]
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for batch in _ahead(pool, lambda rows: pool.submit(gather, rows), zip(*plan, strict=True)):
+                yield [x.to(self.device, non_blocking=True) for x in batch.result()]
 
     def _fits(self) -> bool:
         import torch

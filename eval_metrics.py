@@ -93,14 +93,18 @@ def eval_sysu(
     """
     if (len(q_camids), len(g_camids)) != distmat.shape:
         raise ValueError(f"distmat is {distmat.shape} for {len(q_camids)} query and {len(g_camids)} gallery cameras")
-    same_room = (np.asarray(q_camids) == 3), (np.asarray(g_camids) == 2)
-    return _score(distmat, q_pids, g_pids, max_rank, same_room, rank_persons=True)
+    return _score(distmat, q_pids, g_pids, max_rank, _same_room(q_camids, g_camids), rank_persons=True)
 
 
 def eval_regdb(distmat: np.ndarray | Distances, q_pids: np.ndarray, g_pids: np.ndarray, max_rank: int = 20) -> Scores:
     """Scores under the protocol of RegDB: CMC, mAP and mINP rank images. Arguments and errors as for `eval_sysu`."""
     nothing = np.zeros(len(q_pids), bool), np.zeros(len(g_pids), bool)
     return _score(distmat, q_pids, g_pids, max_rank, nothing, rank_persons=False)
+
+
+def _same_room(q_camids: np.ndarray, g_camids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks: such a query does not see such a gallery image. No camera of RegDB, numbered 1 and 2, queries so."""
+    return np.asarray(q_camids) == 3, np.asarray(g_camids) == 2
 
 
 def _score(distmat, q_pids, g_pids, max_rank: int, hidden, rank_persons: bool) -> Scores:
@@ -220,16 +224,16 @@ class Counts(NamedTuple):
     def of(cls, search: NamedTuple, images: NamedTuple) -> "Counts":
         """Arguments as for `Results.add`."""
         q_pids, g_pids = images.pids[search.query], images.pids[search.gallery]
-        q_camids, g_camids = images.camids[search.query], images.camids[search.gallery]
+        q_hidden, g_hidden = _same_room(images.camids[search.query], images.camids[search.gallery])
         persons, place = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)
         q_place, g_place = np.split(place, [len(q_pids)])
         own = np.bincount(g_place, minlength=len(persons))  # gallery images of each person
-        hidden = np.bincount(g_place[g_camids == 2], minlength=len(persons))  # from queries of camera 3
-        matches = own[q_place] - np.where(q_camids == 3, hidden[q_place], 0)
-        seen = len(g_pids) - np.where(q_camids == 3, hidden.sum(), 0)
+        hidden = np.bincount(g_place[g_hidden], minlength=len(persons))
+        matches = own[q_place] - q_hidden * hidden[q_place]
+        seen = len(g_pids) - q_hidden * hidden.sum()
         matched = matches > 0
         chance = float((matches[matched] / seen[matched]).mean()) if matched.any() else 0.0
-        draws = len({*zip(q_pids[matched].tolist(), q_camids[matched].tolist(), strict=True)})
+        draws = len({*zip(q_pids[matched].tolist(), images.camids[search.query][matched].tolist(), strict=True)})
         return cls(len(q_pids), int((~matched).sum()), len(g_pids), len(np.unique(g_pids)), chance,
                    (chance * (1 - chance) / max(draws, 1)) ** 0.5)  # fmt: skip
 
@@ -265,7 +269,8 @@ class Results:
         """
         query, gallery = search.query, search.gallery
         pids, camids = (images.pids[query], images.pids[gallery]), (images.camids[query], images.camids[gallery])
-        self.counts.setdefault(search.protocol, Counts.of(search, images))
+        if search.protocol not in self.counts:
+            self.counts[search.protocol] = Counts.of(search, images)
         for feature in (*features, "chance"):
             if feature == "chance":
                 distmat = np.random.default_rng([self.seed, search.trial]).random((len(query), len(gallery)))
