@@ -8,10 +8,14 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+PART = 8  # images that a worker reads at a time
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 log = logging.getLogger(__name__)
@@ -68,7 +73,7 @@ def load_regdb(root: str, trial: int, size: tuple[int, int], workers: int) -> Tr
     """The training images of one trial of RegDB, read into memory at ``size`` (height, width)."""
     splits = (data_manager.regdb_split(root, trial, modality, "train") for modality in ("visible", "thermal"))
     splits = data_manager.paired(*splits, root)
-    images = (np.concatenate([*read_images(split.paths, size, 64, workers)]) for split in splits)
+    images = read_images([split.paths for split in splits], size, workers)
     return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
 
 
@@ -89,18 +94,41 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
         raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
 
 
-def read_images(paths: list[str], size: tuple[int, int], batch_size: int, workers: int) -> Iterator[np.ndarray]:
-    """uint8 batches (n, height, width, 3) in the order of ``paths``, read ahead by ``workers`` threads.
+def read_images(batches: Iterable[list[str]], size: tuple[int, int], workers: int) -> Iterator[np.ndarray]:
+    """For each batch of paths its images, uint8 (n, height, width, 3), read ahead by `start_workers`.
 
-    Threads are enough, since Pillow decodes and resizes outside Python's lock. Errors as for `read_image`.
+    Errors as for `read_image`.
     """
-    chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for images in _ahead(pool, lambda chunk: [pool.submit(read_image, path, size) for path in chunk], chunks):
-            yield np.stack([image.result() for image in images])
+    pool = start_workers(workers)
+
+    def submit(paths: list[str]) -> list[Future]:
+        return [pool.submit(read_part, paths[i : i + PART], size) for i in range(0, len(paths), PART)]
+
+    for parts in _ahead(pool, submit, batches):
+        yield np.concatenate([part.result() for part in parts])
 
 
-def _ahead(pool: ThreadPoolExecutor, submit: Callable, tasks: Iterable) -> Iterator:
+def read_part(paths: list[str], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([read_image(path, size) for path in paths])
+
+
+def start_workers(workers: int) -> Executor:
+    """A pool of processes to read images in; of one thread, if ``workers`` is 0."""
+    if not workers:
+        return ThreadPoolExecutor(1)
+    # Forked ones start at once; elsewhere than on Linux each imports everything anew, but forking is not safe.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    return ProcessPoolExecutor(workers, context, _live_with_parent)
+
+
+def _live_with_parent() -> None:
+    """Leave Ctrl-C and the like to the parent process, and end with it, whatever ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _ahead(pool: Executor, submit: Callable, tasks: Iterable) -> Iterator:
     """What ``submit`` makes of each task, in order, while ``pool`` works at the next two."""
     tasks = iter(tasks)
     submitted = deque(map(submit, itertools.islice(tasks, 2)))
@@ -141,12 +169,14 @@ class ImageBatches:
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, Tensor]]:
         import torch
 
-        for modality, rows in self.rows.items():
-            paths = [self.paths[i] for i in rows]
-            batches = read_images(paths, self.size, self.batch_size, self.workers)
-            for start, images in zip(range(0, len(rows), self.batch_size), batches, strict=True):
-                batch = to_input(torch.from_numpy(images).to(self.device), self.size)
-                yield modality, rows[start : start + self.batch_size], batch
+        batches = [
+            (modality, rows[start : start + self.batch_size])
+            for modality, rows in self.rows.items()
+            for start in range(0, len(rows), self.batch_size)
+        ]
+        images = read_images(([self.paths[i] for i in rows] for _, rows in batches), self.size, self.workers)
+        for (modality, rows), batch in zip(batches, images, strict=True):
+            yield modality, rows, to_input(torch.from_numpy(batch).to(self.device), self.size)
 
 
 class IdentitySampler:

@@ -10,8 +10,7 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 
 import numpy as np
 from tqdm import tqdm
@@ -49,9 +48,7 @@ def write_arrays(images: str, labels: str, split: data_manager.Split, size: tupl
     np.lib.format.open_memmap(images, "w+", np.uint8, (len(split.paths), *size, 3)).flush()
     parts = range(0, len(split.paths), BATCH)
     with (
-        ProcessPoolExecutor(
-            max(1, workers), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        ) as pool,
+        data_loader.start_workers(workers) as pool,
         tqdm(total=len(split.paths), unit=" images", disable=None) as bar,
     ):
         try:
@@ -67,7 +64,7 @@ def write_arrays(images: str, labels: str, split: data_manager.Split, size: tupl
 
 def write_part(images: str, paths: list[str], start: int, size: tuple[int, int]) -> int:
     """Write the images of ``paths`` to the rows from ``start`` on; gives their number."""
-    array, batch = np.load(images, mmap_mode="r"), np.stack([data_loader.read_image(path, size) for path in paths])
+    array, batch = np.load(images, mmap_mode="r"), data_loader.read_part(paths, size)
     with open(images, "r+b") as file:  # a plain write is faster than one through the memory map
         file.seek(array.offset + start * array[0].nbytes)
         file.write(batch.data)

@@ -76,7 +76,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)"),
         add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)"),
         add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)"),
-        add("--workers", type=number(int, 0), default=cores, help="readers of images (as many as cores: %(default)s)"),
+        add("--workers", type=number(int, 0), default=cores, help="reading processes (one per core: %(default)s)"),
     ]
 
 
@@ -147,6 +147,8 @@ def run(main: Callable[[], None]) -> None:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
+        if type(error).__name__ == "BrokenProcessPool":
+            fail("a process that reads images was killed, perhaps for memory: fewer --workers need less")
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             fail(f"--compile does not work here ({str(error).splitlines()[0]}): leave it out")
         raise

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 
 import data_loader
 import data_manager
@@ -25,11 +27,17 @@ def only(folder: Path, pattern: str) -> dict:
 
 
 @pytest.fixture
-def opened(monkeypatch) -> Counter:
-    """How often each image file is opened."""
-    count, open_image = Counter(), data_loader.Image.open
-    monkeypatch.setattr(data_loader.Image, "open", lambda path: count.update([str(path)]) or open_image(path))
-    return count
+def opened(monkeypatch, tmp_path) -> Callable[[], Counter]:
+    """Gives how often each image file was opened, by whichever process."""
+    notes, open_image = tmp_path / "opened.txt", data_loader.Image.open
+
+    def note_and_open(path: str) -> Image.Image:
+        with open(notes, "a") as file:
+            file.write(f"{path}\n")
+        return open_image(path)
+
+    monkeypatch.setattr(data_loader.Image, "open", note_and_open)
+    return lambda: Counter(notes.read_text().splitlines())
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def test_each_image_is_opened_once_and_only_if_needed(
     for mode, shots in searches:
         for trial in range(10):
             needed |= {*data_manager.sysu_gallery(str(sysu_tree), mode, shots, trial).paths}
-    assert opened == dict.fromkeys(needed, 1)
+    assert opened() == dict.fromkeys(needed, 1)
     # What is not at its default is named beside the figures.
     assert "; options: flip, rerank" in capsys.readouterr().out
     content = only(tmp_path, "*-fc-flip-rerank.json")
@@ -61,7 +69,7 @@ def test_features_in_files_score_the_same(trained, sysu_tree, opened, call, tmp_
     file = tmp_path / "features" / "net.npz"
     call("test.py", *trained, *EVERYTHING, "--save_features", file, "--mat", tmp_path / "mat")
     images = data_manager.sysu_test(str(sysu_tree))
-    assert opened == dict.fromkeys(images.paths, 1)
+    assert opened() == dict.fromkeys(images.paths, 1)
     with np.load(file, allow_pickle=False) as saved:
         saved = dict(saved)
     assert [str(sysu_tree / path) for path in saved["paths"]] == images.paths
@@ -100,7 +108,7 @@ def test_both_directions_use_the_branch_of_each_modality(regdb_tree, call, tmp_p
         fc, pids, visible = saved["fc"], saved["pids"], saved["camids"] == 1
     for modality, side in (("visible", visible), ("thermal", ~visible)):
         split = data_manager.regdb_split(str(regdb_tree), 2, modality, "test")
-        (images,) = data_loader.read_images(split.paths, (96, 32), 1000, 2)
+        (images,) = data_loader.read_images([split.paths], (96, 32), 2)
         with torch.no_grad():
             expected = net(**{modality: data_loader.to_input(torch.from_numpy(images), (96, 32))})[1]
         np.testing.assert_allclose(fc[side], expected, atol=1e-4)
