@@ -43,7 +43,7 @@ $(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
 	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 48
 
 $(call RESULT,$(call RUN,%)): $(DATA)/train_rgb_resized_img.npy
-	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.05 --epochs 1 --w_hc $*
+	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.05 --epochs 1 --w_hc $* --resume last
 	$(PY) test.py $(FOLDERS) --mode both --gall-mode both --resume $(call RUN,$*).t
 
 $(UNTRAINED): $(DATA)/synthetic.json

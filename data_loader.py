@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 import threading
+import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # some others would make Pillow start other programs
 PART = 8  # images that a worker reads at a time
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,6 +47,10 @@ class TrainingSet(NamedTuple):
     @property
     def n_class(self) -> int:
         return int(max(self.visible_labels.max(), self.thermal_labels.max())) + 1
+
+    def checksum(self) -> int:
+        """Of the labels: that of another dataset differs."""
+        return zlib.crc32(self.thermal_labels.tobytes(), zlib.crc32(self.visible_labels.tobytes()))
 
 
 def sysu_arrays(root: str, modality: str) -> tuple[str, str]:
@@ -81,16 +88,17 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
     """One image file as uint8 (height, width, 3), resized with Pillow's Lanczos filter (FIDELITY 3).
 
     Raises:
-        OSError: the file is missing or is not a whole image.
+        OSError: the file is missing, or is not a whole image, or one of more pixels than Pillow takes for harmless.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found, though it is listed: restore the image or correct the list")
     try:
-        with Image.open(path) as image:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(path, formats=IMAGE_FORMATS) as image,
+        ):
             return np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} not found, though it is listed: restore the image or correct the list"
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises whatever the damage leads to
         raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
 
 
@@ -260,12 +268,16 @@ class TrainBatches:
         if cache == "device":
             self.images = [self._put_whole(images) for images in self.images]
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width), (batch_size,)."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width), (batch_size,).
+
+        The first ``start`` batches are left out.
+        """
         import torch
 
-        plan = self.sampler.epoch(epoch)  # two (steps, batch_size)
-        flips = np.random.default_rng([self.sampler.seed, epoch]).random((2, *plan[0].shape)) < 0.5
+        plan = np.stack(self.sampler.epoch(epoch))  # (2, steps, batch_size)
+        flips = np.random.default_rng([self.sampler.seed, epoch]).random(plan.shape) < 0.5
+        plan, flips = plan[:, start:], flips[:, start:]
         labels = [
             torch.from_numpy(labels[rows]).to(self.device) for labels, rows in zip(self.labels, plan, strict=True)
         ]
@@ -274,7 +286,7 @@ class TrainBatches:
             visible, thermal = (to_input(x, self.size, flip[step]) for x, flip in zip(images, flips, strict=True))
             yield visible, thermal, labels[0][step], labels[1][step]
 
-    def _gather(self, plan: tuple[np.ndarray, np.ndarray]) -> Iterator[list[Tensor]]:
+    def _gather(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
         """The images of each step, uint8 (batch_size, h, w, 3) of both modalities, on the device."""
         import torch
 
@@ -336,15 +348,31 @@ def _mean_and_std(width: int, device: torch.device) -> Tensor:
     return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).repeat(1, width)
 
 
+def open_array(path: str) -> np.ndarray:
+    """Map a .npy file into memory.
+
+    Raises:
+        OSError: it is missing, is not such a file, or its header tells another size than it has.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+        if array.offset + array.nbytes == os.path.getsize(path):
+            return array
+        problem = "its header tells another size than it has"
+    except Exception as error:  # numpy raises whatever the damage leads to
+        problem = str(error)
+    raise OSError(f"{path} is not a whole array ({problem})")
+
+
 def _load_arrays(root: str, modality: str) -> tuple[np.ndarray, np.ndarray]:
     arrays = []
-    for path, mmap_mode in zip(sysu_arrays(root, modality), ("r", None), strict=True):
+    for path in sysu_arrays(root, modality):
         try:
-            arrays.append(np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} not found: {_preprocess(root)}") from None
-        except (OSError, ValueError, EOFError) as error:
-            raise OSError(f"{path} is not a whole array ({error}): {_preprocess(root)}") from None
+            arrays.append(open_array(path))
+        except OSError as error:
+            raise OSError(f"{error}: {_preprocess(root)}") from None
     images, labels = arrays
     if (
         images.ndim != 4

@@ -39,6 +39,7 @@ TEST_IMAGES = {
     "v2t": (2060, 2060),
     "t2v": (2060, 2060),
 }
+LONGEST_LIST = 2**26  # bytes of a text file; those of the real datasets have less than 2**18
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 log = logging.getLogger(__name__)
@@ -198,12 +199,12 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
     for number, line in enumerate(_read_text(index, root).splitlines(), 1):
         if not line.strip():
             continue
-        path, label, *_ = [*line.rsplit(None, 1), ""]
+        path, label, *_ = [*line.strip().rsplit(None, 1), ""]
         if not re.fullmatch("[0-9]{1,9}", label):
             raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
-        if os.path.isabs(path) or ".." in path.split("/"):
+        if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
             raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
-        rows.append((os.path.join(root, path.strip()), int(label), camera))
+        rows.append((os.path.join(root, path), int(label), camera))
     return _not_empty(_split(rows), root, f"no image is listed in {index}")
 
 
@@ -297,11 +298,13 @@ def _read_ids(root: str, subset: str) -> list[int]:
 
 
 def _read_text(path: str, root: str) -> str:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found: is the dataset in {root}? --data_path names its folder")
+    if os.path.getsize(path) > LONGEST_LIST:
+        raise OSError(f"{path} is too large for a list: put the dataset's own file there")
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} not found: is the dataset in {root}? --data_path names its folder") from None
     except UnicodeDecodeError:
         raise OSError(f"{path} is not a text file") from None
 

@@ -27,6 +27,10 @@ class Scores(NamedTuple):
     mAP: float
     mINP: float
 
+    def measures(self) -> dict[str, float]:
+        """What is reported of them: rank1, rank5, rank10, rank20, mAP and mINP."""
+        return {f"rank{r}": float(self.cmc[r - 1]) for r in RANKS} | {"mAP": float(self.mAP), "mINP": float(self.mINP)}
+
     def __str__(self) -> str:
         ranks = "  ".join(f"rank-{r} {self.cmc[r - 1]:.2%}" for r in RANKS if r <= len(self.cmc))
         return f"{ranks}  mAP {self.mAP:.2%}  mINP {self.mINP:.2%}"
@@ -281,11 +285,10 @@ class Results:
             self.scores.setdefault((search.protocol, feature), {})[search.trial] = scores
 
     def mean_and_std(self, protocol: str, feature: str) -> dict[str, tuple[float, float]]:
-        """Mean and deviation over the trials of rank1, rank5, rank10, rank20, mAP and mINP."""
-        trials = self.scores[protocol, feature].values()
-        measures = {f"rank{r}": [t.cmc[r - 1] for t in trials] for r in RANKS}
-        measures |= {"mAP": [t.mAP for t in trials], "mINP": [t.mINP for t in trials]}
-        return {name: (float(np.mean(values)), float(np.std(values))) for name, values in measures.items()}
+        """Mean and deviation over the trials of each of `Scores.measures`."""
+        trials = [scores.measures() for scores in self.scores[protocol, feature].values()]
+        values = {name: [trial[name] for trial in trials] for name in trials[0]}
+        return {name: (float(np.mean(found)), float(np.std(found))) for name, found in values.items()}
 
     def near_chance(self) -> list[str]:
         """For each protocol and feature whose rank-1 is within three deviations of chance, a few words."""

@@ -8,6 +8,7 @@ same two with ir. Labels are 0..n-1 in ascending order of person id.
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 from concurrent.futures import as_completed
@@ -35,11 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
 def match(images: str, labels: str, split: data_manager.Split, size: tuple[int, int]) -> bool:
     """Whether two files are the arrays of these images at this size, and newer than each of them."""
     try:
-        array = np.load(images, mmap_mode="r", allow_pickle=False)
+        array, found = data_loader.open_array(images), data_loader.open_array(labels)
         same = array.shape == (len(split.paths), *size, 3) and array.dtype == np.uint8
-        same = same and np.array_equal(np.load(labels, allow_pickle=False), data_manager.relabel(split.pids))
+        same = same and np.array_equal(found, data_manager.relabel(split.pids))
         return same and os.path.getmtime(images) > max(map(os.path.getmtime, split.paths))
-    except (OSError, ValueError, EOFError):  # missing or damaged
+    except OSError:  # missing or damaged
         return False
 
 
@@ -58,8 +59,10 @@ def write_arrays(images: str, labels: str, split: data_manager.Split, size: tupl
         except BaseException:  # an unreadable image, or Ctrl-C: the rest need not be read
             pool.shutdown(cancel_futures=True)
             raise
+    array = io.BytesIO()  # numpy itself would not say that a disk is full
+    np.save(array, data_manager.relabel(split.pids))
     with open(labels, "wb") as file:
-        np.save(file, data_manager.relabel(split.pids))
+        file.write(array.getbuffer())
 
 
 def write_part(images: str, paths: list[str], start: int, size: tuple[int, int]) -> int:
@@ -80,14 +83,21 @@ def main() -> None:
         log.info("%s: %d images of %d persons (SYSU-MM01 has %d of %d)", modality, len(split.paths),
                  len(np.unique(split.pids)), data_manager.SYSU_TRAIN_IMAGES[modality],
                  data_manager.SYSU_TRAIN_PERSONS)  # fmt: skip
+    utils.remove_partial_files(args.data_path)
     if not args.force and all(match(*arrays[modality], split, size) for modality, split in splits.items()):
         log.info("the arrays are there and match: nothing to do (--force makes them again)")
         return
     utils.make_folder(args.data_path, "--data_path")
-    with contextlib.ExitStack() as stack:  # the arrays take their names when all four are whole
+    with utils.lock(os.path.join(args.data_path, "pre_process")), contextlib.ExitStack() as stack:
+        # All four take their names when all are whole: first the images, then the labels, and the old ones of these go
+        # before. So a kill between two names leaves arrays that are seen to be incomplete, never a mixture.
+        files = [labels for _, labels in arrays.values()] + [images for images, _ in arrays.values()]
+        whole = {file: stack.enter_context(utils.whole_file(file)) for file in files}  # named in reverse
         for modality, split in splits.items():
-            files = [stack.enter_context(utils.whole_file(file)) for file in arrays[modality]]
-            write_arrays(*files, split, size, args.workers)
+            write_arrays(*(whole[file] for file in arrays[modality]), split, size, args.workers)
+        for _, labels in arrays.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(labels)
     log.info("written: %s", os.path.join(args.data_path, "train_{rgb,ir}_resized_{img,label}.npy"))
 
 

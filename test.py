@@ -120,6 +120,8 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
         utils.fail(f"--img_h {settings['img_h']} is too low for six stripes: give {least_height()} or more")
     drop = 0.5 if settings["has_drop"] else 0.0  # the rate does not matter in evaluation
     pretrained = "none" if args.resume else args.pretrained
+    if os.path.isfile(pretrained):
+        utils.check_archive(pretrained)
     net = EmbedNet(settings["n_class"], settings["low_dim"], drop, settings["arch"], pretrained=pretrained)
     if args.resume:
         load_weights(net, checkpoint["net"], path)
@@ -181,11 +183,14 @@ def main() -> None:
 
     rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
     results, networks = Results(args.dataset, args.distance, args.rerank, args.seed), []
-    for trial in trials:
-        images, searches = list_images(args, trial, rand_perm)
+    lists = [list_images(args, trial, rand_perm) for trial in trials]
+    for trial, (images, searches) in zip(trials, lists, strict=True):
         net, settings = load_network(args, device, trial)
         networks.append(settings)
         features = embed(net, settings, args, images)
+        with utils.blame(args.data_path):
+            for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
+                results.add(search, images, features)
         if args.save_features:
             path = args.save_features.replace("{trial}", str(trial))
             save_features(path, images, features, settings, args.data_path)
@@ -193,9 +198,6 @@ def main() -> None:
         if args.mat:
             write_mat(args.mat, images, features)
             log.info("features for the official evaluation: %s", os.path.join(args.mat, "<kind>_cam<1 to 6>.mat"))
-        with utils.blame(args.data_path):
-            for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
-                results.add(search, images, features)
     utils.report(results, networks, options, args, f"{output}.json")
 
 

@@ -5,16 +5,19 @@
     python train.py --dataset regdb --lr 0.0098 --drop 0.0 --trial 1 --gpu 0 --epochs 80 --w_hc 0.58 --per_img 8
 
 Every second epoch is tested. The checkpoints in --model_path are <run>_best.t (best rank-1 of the fc features),
-<run>_last.t and <run>_epoch_<n>.t; the log in --log_path is <run>.log. To go on where a run stopped, give its command
-again with --resume <run>_last.t.
+<run>_last.t and <run>_epoch_<n>.t; in --log_path are <run>.log and <run>/metrics.jsonl, a line for each epoch. To go on
+where a run stopped, give its command again with --resume last.
 """
 
 import argparse
 import functools
+import json
 import logging
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from torch import Tensor
@@ -47,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
     add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)")
+    add("--save-every-steps", type=utils.number(int, 1), metavar="N",
+        help="write <run>_last.t within an epoch, too, every N steps")  # fmt: skip
     add("--cache", choices=["auto", "device", "host"], default="auto", help="where the images are kept (%(default)s)")
     fast = parser.add_argument_group("speed, at the price of other rounding (docs/PERFORMANCE.md)")
     fast.add_argument("--amp", choices=[*AMP], default="off", help="precision of the network (%(default)s)")
@@ -70,7 +75,13 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--img_h {args.img_h} is too low for six stripes: give {least_height()} or more")
     if args.test_only and not args.resume:
         parser.error("--test-only scores a checkpoint: name it with --resume")
-    if args.resume:
+    last_file = os.path.join(args.model_path, f"{run_name(args)}_last.t")
+    if os.path.exists(last_file):
+        if not args.resume:
+            parser.error(f"{last_file} is there already: --resume last goes on with it; to start anew remove it, "
+                         "or give another --model_path or --method")  # fmt: skip
+        args.resume = last_file if args.resume == "last" else args.resume
+    if args.resume and (args.resume != "last" or args.test_only):
         args.resume = utils.find_checkpoint(args.resume, args.model_path)
     if args.amp == "fp16" and not torch.cuda.is_available():
         parser.error("--amp fp16 needs a GPU: give bf16, or off")
@@ -149,40 +160,49 @@ def train_epoch(
     epoch: int,
     w_hc: float,
     lr: float,
-) -> None:
-    """Run one epoch and log its means: the loss per stripe and its two parts, accuracy, images per second.
+    history: Tensor,
+    start: int = 0,
+) -> Iterator[int]:
+    """Run one epoch; after each step yields their number. Logs means: the loss per stripe, its two parts, accuracy.
 
     Args:
         update: `train_step` with all but the batch.
+        history: (steps, 3), of each step CE, HC and accuracy, to be filled in; float64, on the device.
+        start: the steps that are done already.
 
     Raises:
         FloatingPointError: a loss was not finite.
     """
-    steps = batches.sampler.steps
-    history = torch.full((steps, 3), torch.nan, dtype=torch.float64, device=batches.device)  # CE, HC, accuracy
-    start = shown = time.perf_counter()
+    begin = shown = time.perf_counter()
     bar = tqdm(
-        batches.epoch(epoch), f"epoch {epoch}", steps, disable=None, leave=False, dynamic_ncols=True, bar_format=BAR
-    )
-    for step, batch in enumerate(bar, 1):
+        batches.epoch(epoch, start), f"epoch {epoch}", len(history), initial=start,
+        disable=None, leave=False, dynamic_ncols=True, bar_format=BAR,
+    )  # fmt: skip
+    for step, batch in enumerate(bar, start + 1):
         ce, hc, accuracy = update(batch)
         history[step - 1] = torch.stack([ce.mean(), hc.mean(), accuracy])
-        a_line = step % LOG_EVERY == 0 or step == steps
-        if not a_line and time.perf_counter() < shown + 1:
-            continue  # looking at the losses makes the program wait for the device
-        past = history[:step].cpu()
-        if not past.isfinite().all():
-            step = int((~past.isfinite()).any(1).nonzero()[0]) + 1
-            ce, hc, _ = past[step - 1].tolist()
-            raise FloatingPointError(f"the loss is not finite at step {step} (CE {ce:.4g}, HC {hc:.4g})")
-        shown = time.perf_counter()
-        (ce, hc, accuracy), speed = past.mean(0).tolist(), step * 2 * batches.sampler.batch_size / (shown - start)
-        bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} {speed:.0f} img/s")
+        a_line = step % LOG_EVERY == 0 or step == len(history)
+        if a_line or time.perf_counter() > shown + 1:  # looking at the losses makes the program wait for the device
+            ce, hc, accuracy = means(history[:step])
+            shown = time.perf_counter()
+            speed = (step - start) * 2 * batches.sampler.batch_size / (shown - begin)
+            bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} {speed:.0f} img/s")
         if a_line:
             log.info(
-                f"epoch {epoch:3d} step {step:4d}/{steps}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  HC {hc:.4f}  "
-                f"accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
+                f"epoch {epoch:3d} step {step:4d}/{len(history)}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  "
+                f"HC {hc:.4f}  accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
             )
+        yield step
+
+
+def means(history: Tensor) -> tuple[float, float, float]:
+    """Mean CE, HC and accuracy of some steps (n, 3); FloatingPointError: one of them is not finite."""
+    history = history.cpu()
+    if not history.isfinite().all():
+        step = int((~history.isfinite()).any(1).nonzero()[0])
+        ce, hc, _ = history[step].tolist()
+        raise FloatingPointError(f"the loss is not finite at step {step + 1} (CE {ce:.4g}, HC {hc:.4g})")
+    return tuple(history.mean(0).tolist())
 
 
 def check_weights(net: EmbedNet) -> None:
@@ -210,18 +230,34 @@ def list_images(args: argparse.Namespace) -> tuple[Split, Search]:
 
 
 def evaluate(
-    net: EmbedNet, images: Split, search: Search, args: argparse.Namespace, device: torch.device
+    net: EmbedNet,
+    images: Split,
+    search: Search,
+    args: argparse.Namespace,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Scores]:
-    """Log and return the scores of the fc and the pool5 features."""
+    """Log and return the scores of the fc and the pool5 features; ``check`` is called before each batch."""
     thermal_cameras, size = data_manager.THERMAL_CAMERAS[args.dataset], (args.img_h, args.img_w)
     batches = data_loader.ImageBatches(images, thermal_cameras, size, args.test_batch, args.workers, device)
     results = Results(args.dataset)
     with utils.blame(args.data_path):
-        results.add(search, images, extract_features(net, batches, len(images.paths)))
+        results.add(search, images, extract_features(net, watched(batches, check), len(images.paths)))
     scores = {kind: results.scores[search.protocol, kind][search.trial] for kind in KINDS}
     for kind, found in scores.items():
         log.info(f"test {kind:6s} {found}")
     return scores
+
+
+def watched(batches: Iterable, check: Callable[[], None]) -> Iterator:
+    """The same batches, with a call of ``check`` before each."""
+    try:
+        for batch in batches:
+            check()
+            yield batch
+    except BrokenProcessPool:  # a signal to all processes of the program ends those that read first
+        check()
+        raise
 
 
 def load_training_set(args: argparse.Namespace) -> data_loader.TrainingSet:
@@ -239,128 +275,228 @@ def load_training_set(args: argparse.Namespace) -> data_loader.TrainingSet:
 def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: int | None) -> EmbedNet:
     """A new network for ``n_class`` persons, or the checkpoint's (any number of persons if ``n_class`` is None)."""
     if checkpoint is None:
+        if os.path.isfile(args.pretrained):
+            utils.check_archive(args.pretrained)
         return EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
     found = describe_weights(checkpoint["net"], args.resume)
-    fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS, *SPEED_FLAGS)
+    fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS, *SPEED_FLAGS, "test_batch")
     utils.check_fit(args.resume, checkpoint, found, args, fixed)
     if n_class not in (None, found["n_class"]):
         utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
     net = EmbedNet(found["n_class"], args.low_dim, args.drop, args.arch, pretrained="none")
     load_weights(net, checkpoint["net"], args.resume)
-    log.info("resumed %s, which finished epoch %s", args.resume, checkpoint.get("epoch"))
     return net
 
 
-def restore(
-    checkpoint: dict,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    progress: dict,
-    device: torch.device,
-) -> dict:
-    """Continue exactly where the checkpoint stopped (FIDELITY 7); ``progress`` with its epoch and scores."""
-    progress = progress | {name: checkpoint[name] for name in progress if name in checkpoint}
-    if "optimizer" not in checkpoint:
-        log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
-        return progress | {"best": {"rank1": [*progress["cmc"], -1.0][0], "epoch": progress["epoch"]}}
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    if scaler and checkpoint.get("scaler"):
-        scaler.load_state_dict(checkpoint["scaler"])
-    torch.set_rng_state(checkpoint["rng"]["torch"])
-    if device.type == "cuda" and checkpoint["rng"]["cuda"] is not None:
-        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
-    return progress
+class Run:
+    """A training under way: all that a checkpoint holds of it, and the files that it leaves.
+
+    Attributes:
+        epoch: the last epoch that is finished, -1 before the first.
+        step: steps done of the epoch after it.
+        history: of that epoch, as `train_epoch` fills it in.
+        cmc, mAP: of the last test, fc features.
+        best: rank1 and epoch of the test with the best rank-1.
+        metrics: of each finished epoch, what stands in metrics.jsonl.
+    """
+
+    PROGRESS = ("epoch", "step", "cmc", "mAP", "best", "metrics")
+
+    def __init__(
+        self,
+        name: str,
+        args: argparse.Namespace,
+        net: EmbedNet,
+        data: data_loader.TrainingSet,
+        steps: int,
+        device: torch.device,
+    ):
+        self.name, self.args, self.net, self.device = name, args, net, device
+        self.optimizer = build_optimizer(net, args)
+        self.scaler = torch.amp.GradScaler() if args.amp == "fp16" else None
+        of_the_run = {flag: value for flag, value in vars(args).items() if flag not in ("resume", "test_only")}
+        self.config = of_the_run | {"n_class": data.n_class, "labels": data.checksum()}
+        self.epoch, self.step, self.cmc, self.mAP, self.metrics = -1, 0, [], 0.0, []
+        self.best = {"rank1": -1.0, "epoch": None}
+        self.history = torch.full((steps, 3), torch.nan, dtype=torch.float64, device=device)
+        self.good_file = None
+
+    def file(self, kind: str) -> str:
+        return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"epoch {self.epoch}"
+
+    def finish_epoch(self, lr: float, scores: dict[str, Scores]) -> list[str]:
+        """Take up what came of the epoch, and of its test if there was one; gives the kinds of checkpoints to save."""
+        (ce, hc, accuracy), epoch, kinds = means(self.history), self.epoch + 1, ["last"]
+        line = {"epoch": epoch, "lr": lr, "loss": ce + self.args.w_hc * hc, "CE": ce, "HC": hc, "accuracy": accuracy}
+        for feature, found in scores.items():
+            line |= {f"{feature}_{name}": value for name, value in found.measures().items()}
+        if scores:
+            self.cmc, self.mAP = scores["fc"].cmc.tolist(), float(scores["fc"].mAP)
+            if self.cmc[0] > self.best["rank1"]:
+                self.best = {"rank1": self.cmc[0], "epoch": epoch}
+                kinds.insert(0, "best")
+        if epoch > 10 and epoch % self.args.save_epoch == 0:
+            kinds.insert(0, f"epoch_{epoch}")
+        self.epoch, self.step, self.metrics = epoch, 0, [*self.metrics, line]
+        return kinds
+
+    def save(self, *kinds: str) -> None:
+        """Write <run>_<kind>.t, "last" at the end: what it tells of the others holds; then metrics.jsonl.
+
+        Raises:
+            FloatingPointError: the network is broken; nothing is written.
+        """
+        if self.step:
+            means(self.history[: self.step])
+        check_weights(self.net)
+        log.debug("checkpoint: %s", self)
+        state = {
+            "net": self.net.state_dict(),
+            **{name: getattr(self, name) for name in self.PROGRESS},
+            "history": self.history[: self.step],
+            "config": self.config,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "rng": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        }
+        for kind in kinds:
+            utils.save_checkpoint(self.file(kind), state)
+        self.good_file = self.file("last")
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        path = os.path.join(self.args.log_path, self.name, "metrics.jsonl")
+        with utils.whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in self.metrics)
+
+    def restore(self, checkpoint: dict) -> None:
+        """Continue exactly where the checkpoint stopped (FIDELITY 7).
+
+        Raises:
+            ValueError: it was trained on other labels, or does not hold what train.py writes.
+        """
+        if checkpoint.get("config", {}).get("labels") not in (None, self.config["labels"]):
+            raise ValueError(f"was trained on other persons or images than those of {self.args.data_path}")
+        try:
+            self._restore(checkpoint)
+        except Exception as error:  # whatever the damage leads to
+            raise ValueError(
+                f"its training state is damaged ({type(error).__name__}: {error}): take another checkpoint"
+            ) from None
+
+    def _restore(self, checkpoint: dict) -> None:
+        for name in self.PROGRESS:
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))
+        if "optimizer" not in checkpoint:
+            log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
+            self.step, self.best = 0, {"rank1": [*self.cmc, -1.0][0], "epoch": self.epoch}
+        if not type(self.epoch) is type(self.step) is int or self.epoch < -1 or not 0 <= self.step <= len(self.history):
+            raise ValueError("there is no such epoch or step")
+        if not all(isinstance(value, float) for value in [*self.cmc, self.mAP, self.best["rank1"]]):
+            raise ValueError("a score is not a number")
+        json.dumps([self.metrics, self.best["epoch"]])
+        if "optimizer" not in checkpoint:
+            return
+        self.history[: self.step] = checkpoint["history"]
+        own = self.optimizer.state_dict()["param_groups"]  # the flags decide these
+        self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": own})
+        for parameter, state in self.optimizer.state.items():
+            if any(torch.is_tensor(value) and value.shape not in (parameter.shape, ()) for value in state.values()):
+                raise ValueError("the optimizer is of another network")
+        if self.scaler:
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["rng"]["torch"])
+        if (checkpoint["rng"]["cuda"] is None) != (self.device.type == "cpu"):
+            log.warning(
+                "the run began on another kind of device: it goes on, but not bit for bit as it would have there"
+            )
+        elif self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self.device)
+
+
+def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Search) -> None:
+    """The epochs that are left. SIGINT and SIGTERM finish the step, write <run>_last.t, and end the program."""
+    args, net = run.args, run.net
+    update = functools.partial(
+        train_step, torch.compile(net) if args.compile else net, run.optimizer,
+        hc_loss=HeteroCenterLoss(args.thd, args.dist_type), w_hc=args.w_hc, amp=AMP[args.amp], scaler=run.scaler,
+    )  # fmt: skip
+    with utils.stoppable() as check:
+        try:
+            for epoch in range(run.epoch + 1, args.epochs + 1):
+                lr = learning_rate(epoch, args.lr)
+                set_learning_rate(run.optimizer, lr)
+                net.train()
+                for step in train_epoch(update, batches, epoch, args.w_hc, lr, run.history, run.step):
+                    run.step = step
+                    check()
+                    if args.save_every_steps and step % args.save_every_steps == 0 and step < len(run.history):
+                        run.save("last")
+                check_weights(net)
+                tested = epoch > 0 and epoch % 2 == 0
+                scores = evaluate(net, images, search, args, run.device, check) if tested else {}
+                run.save(*run.finish_epoch(lr, scores))
+        except FloatingPointError as error:
+            kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
+            raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
+        except utils.Stopped as stopped:
+            run.save("last")
+            log.warning("stopped after %s: the same command with --resume last goes on with %s", run, run.good_file)
+            sys.exit(stopped.status)
 
 
 def main() -> None:
     args = parse_args()
-    run = run_name(args)
-    utils.start_log(os.path.join(args.log_path, f"{run}.log"))
+    name = run_name(args)
+    utils.start_log(os.path.join(args.log_path, f"{name}.log"))
     utils.log_run(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic, args.tf32)
-    if not args.test_only:
-        utils.make_folder(args.model_path, "--model_path")
-
-    # Data
     images, search = list_images(args)
-    checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
+    checkpoint = utils.load_checkpoint(args.resume) if args.resume not in ("", "last") else None
     if args.test_only:
         net = build_network(args, checkpoint, None).to(device, memory_format=torch.channels_last)
         evaluate(net, images, search, args, device)
+        utils.write_log()
         return
-    data = load_training_set(args)
-    with utils.blame(args.data_path):
-        labels = data.visible_labels, data.thermal_labels
-        sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
-    batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device, args.cache)
 
-    # Network, optimizer, and how far the run has come
-    net = build_network(args, checkpoint, data.n_class).to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(net, args)
-    hc_loss = HeteroCenterLoss(args.thd, args.dist_type)
-    scaler = torch.amp.GradScaler() if args.amp == "fp16" else None
-    fast_net = torch.compile(net) if args.compile else net
-    update = functools.partial(
-        train_step, fast_net, optimizer, hc_loss=hc_loss, w_hc=args.w_hc, amp=AMP[args.amp], scaler=scaler
-    )
-    progress = {"epoch": -1, "cmc": [], "mAP": 0.0, "best": {"rank1": -1.0, "epoch": None}}
-    if checkpoint:
-        with utils.blame(args.resume):
-            progress = restore(checkpoint, optimizer, scaler, progress, device)
-        if progress["epoch"] >= args.epochs:
-            utils.fail(
-                f"{args.resume} has finished epoch {progress['epoch']}: --epochs {args.epochs} leaves nothing to do"
-            )
-    best_file, last_file = (os.path.join(args.model_path, f"{run}_{kind}.t") for kind in ("best", "last"))
-    good_file = args.resume
-    if not checkpoint and os.path.exists(last_file):
-        log.warning("%s is there already, and will be overwritten; --resume goes on with it", last_file)
-
-    for epoch in range(progress["epoch"] + 1, args.epochs + 1):
-        files = [last_file]  # written last: what it says of the others holds
-        lr = learning_rate(epoch, args.lr)
-        set_learning_rate(optimizer, lr)
-        kept = f"the last good checkpoint is {good_file}" if good_file else "no checkpoint was saved yet"
-        try:
-            net.train()
-            train_epoch(update, batches, epoch, args.w_hc, lr)
-            check_weights(net)
-            if epoch > 0 and epoch % 2 == 0:
-                scores = evaluate(net, images, search, args, device)["fc"]
-                progress |= {"cmc": scores.cmc.tolist(), "mAP": scores.mAP}
-                if scores.cmc[0] > progress["best"]["rank1"]:
-                    progress["best"] = {"rank1": float(scores.cmc[0]), "epoch": epoch}
-                    files.insert(0, best_file)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
-        except KeyboardInterrupt:
-            log.warning("stopped in epoch %d; %s", epoch, kept)
-            raise
-        if epoch > 10 and epoch % args.save_epoch == 0:
-            files.insert(0, os.path.join(args.model_path, f"{run}_epoch_{epoch}.t"))
-        progress["epoch"] = epoch
-        state = {
-            "net": net.state_dict(),
-            **progress,
-            "config": {**vars(args), "n_class": data.n_class},
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "rng": {
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            },
-        }
-        for file in files:
-            utils.save_checkpoint(file, state)
-        good_file = last_file
-
-    log.info("epoch %d was the last one, saved as %s", args.epochs, last_file)
-    best = progress["best"]
-    if best["epoch"] is not None and os.path.exists(best_file):
-        log.info(
-            "best rank-1 in training: %.2f%% at epoch %d, saved as %s", 100 * best["rank1"], best["epoch"], best_file
-        )
+    utils.make_folder(args.model_path, "--model_path")
+    utils.make_folder(os.path.join(args.log_path, name), "--log_path")
+    with utils.lock(os.path.join(args.model_path, name)), utils.lock(os.path.join(args.log_path, name, "metrics")):
+        data = load_training_set(args)
+        with utils.blame(args.data_path):
+            labels = data.visible_labels, data.thermal_labels
+            sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
+        batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device, args.cache)
+        net = build_network(args, checkpoint, data.n_class).to(device, memory_format=torch.channels_last)
+        run = Run(name, args, net, data, sampler.steps, device)
+        if checkpoint:
+            with utils.blame(args.resume):
+                run.restore(checkpoint)
+            begun = run.epoch + (run.step > 0)
+            if begun > args.epochs:
+                utils.fail(f"{args.resume} has come to epoch {begun}: --epochs must be {begun} or more")
+            run.good_file = args.resume
+            log.info("resumed %s, after %s", args.resume, run)
+        elif args.resume:
+            log.info("there is no %s to go on with: starting from the beginning", run.file("last"))
+        utils.write_log(after=f"checkpoint: {run}" if args.resume else None)
+        if not checkpoint:
+            log.debug("checkpoint: %s", run)
+        run.write_metrics()
+        train(run, batches, images, search)
+        log.info("epoch %d was the last one, saved as %s", args.epochs, run.file("last"))
+        if run.best["epoch"] is not None and os.path.exists(run.file("best")):
+            log.info(
+                "best rank-1 in training: %.2f%% at epoch %d, saved as %s",
+                100 * run.best["rank1"], run.best["epoch"], run.file("best"),
+            )  # fmt: skip
 
 
 def run_name(args: argparse.Namespace) -> str:

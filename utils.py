@@ -8,22 +8,31 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import errno
 import importlib.metadata
 import json
 import logging
+import logging.handlers
 import os
 import platform
 import random
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 if TYPE_CHECKING:
     import torch
 
@@ -33,6 +42,8 @@ PUBLISHED = {
     "sysu": {"lr": 0.008, "epochs": 60, "w_hc": 0.6},
     "regdb": {"lr": 0.0098, "epochs": 80, "w_hc": 0.58},
 }
+
+IMAGE_SIZE = ("img_h", "img_w")
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +151,7 @@ def scoring_options(args: argparse.Namespace) -> list[str]:
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's ``main``; what is wrong on disk or not finite becomes one line, not a traceback."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C does: temporary files go
     try:
         main()
     except (OSError, FloatingPointError) as error:
@@ -156,6 +168,36 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+class Stopped(Exception):
+    """SIGINT or SIGTERM has come; ``status`` is the exit status that tells so."""
+
+    def __init__(self, status: int):
+        super().__init__()
+        self.status = status
+
+
+@contextlib.contextmanager
+def stoppable():
+    """Yield a function that raises `Stopped` once SIGINT or SIGTERM has come; a second one ends the program at once."""
+    received = []
+
+    def note(number: int, _) -> None:
+        received.append(number)
+        if len(received) > 1:
+            sys.exit(128 + number)
+
+    def check() -> None:
+        if received:
+            raise Stopped(128 + received[0])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def blame(cause: str):
     """A ``ValueError`` of the call inside comes from ``cause``, a file or flag: end the program saying so."""
@@ -167,7 +209,8 @@ def blame(cause: str):
 
 def fail(message: str) -> NoReturn:
     """End the program with one line on stderr, and in the log file if there is one, and exit status 2."""
-    logging.getLogger("__main__").debug("error: %s", message)
+    with contextlib.suppress(OSError):
+        logging.getLogger("__main__").debug("error: %s", message)
     sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -183,21 +226,46 @@ class _Console(logging.Handler):
         sys.stdout.flush()
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # the OSError at hand: a full disk ends the program, not just its log
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return ("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage()
 
 
 def start_log(path: str | None = None) -> None:
-    """Send log lines to the screen, and append them to the file ``path``, which gets the scripts' debug lines too."""
+    """Send log lines to the screen, and keep them for the file ``path``, with the scripts' debug lines: `write_log`."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     handlers = [_Console(logging.INFO)]
     if path:
         make_folder(os.path.dirname(path), "--log_path")
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        file = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        handlers.append(logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize, file, flushOnClose=False))
+        file.setFormatter(_Formatter())
     for handler in handlers:
         handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("__main__").setLevel(logging.DEBUG)
+
+
+def write_log(after: str | None = None) -> None:
+    """Append what was said so far, and from now on what is said, to the log file: what can be refused has been.
+
+    ``after``: a line of the file. Those below its last occurrence were written by a run that was lost, and are removed.
+    """
+    for kept in logging.getLogger().handlers:
+        if isinstance(kept, logging.handlers.MemoryHandler):
+            path = kept.target.baseFilename
+            if after and os.path.exists(path):
+                with open(path, "r+b") as file:
+                    head, line, _ = file.read().rpartition(f"\n{after}\n".encode())
+                    if line:
+                        file.truncate(len(head + line))
+            kept.capacity = 0
+            kept.flush()
 
 
 def versions() -> dict[str, str]:
@@ -260,6 +328,7 @@ def report(results, networks: list[dict], options: list[str], args: argparse.Nam
         networks: where the features come from, a dict for each.
         options: what else must be known to compare the results; stands below the table.
     """
+    write_log()
     for (protocol, feature), trials in results.scores.items():
         for trial, scores in trials.items():
             logging.getLogger("__main__").debug("%s  %s  trial %d: %s", protocol, feature, trial, scores)
@@ -285,40 +354,128 @@ def make_folder(path: str, flag: str) -> None:
     """Create a folder for output, if need be, and make sure that it can be written before work is put into it."""
     try:
         os.makedirs(path or ".", exist_ok=True)
-        with whole_file(os.path.join(path, ".writable")) as partial:
-            open(partial, "wb").close()
-        os.remove(os.path.join(path, ".writable"))
+        tempfile.TemporaryFile(dir=path or ".").close()
     except OSError as error:
         raise OSError(f"{flag} {path}: cannot be written ({error.strerror}); give another folder") from None
+    remove_partial_files(path)
+
+
+def remove_partial_files(folder: str) -> None:
+    """Remove what programs that were killed have left of their `whole_file`; those still being written stay."""
+    for name in os.listdir(folder or "."):
+        if re.search(r"\.[0-9]+\.partial$", name):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError), open(path, "r+b") as file:
+                _flock(file)
+                os.remove(path)
 
 
 @contextlib.contextmanager
 def whole_file(path: str):
-    """Yield a temporary name beside ``path`` to write to; the file gets its own name only when it is whole."""
+    """Yield a temporary name beside ``path`` to write to; the file gets its own name only when it is whole, on disk."""
     partial = f"{path}.{os.getpid()}.partial"
     try:
-        yield partial
-        with open(partial, "rb") as file:
+        with _open_locked(partial) as file:
+            yield partial
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
+        if hasattr(os, "O_DIRECTORY"):  # then the new name can be made to last, too
+            folder = os.open(os.path.dirname(path) or ".", os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        if errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT"):
+            raise OSError(f"{path} cannot be written: the disk is full; what was there before is whole") from None
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
 
 
+@contextlib.contextmanager
+def lock(name: str):
+    """Keep other processes from the files of this name as long as the ``with`` block, or this process, lives.
+
+    Raises:
+        OSError: another process has it.
+    """
+    path = f"{name}.lock"
+    try:
+        file = _open_locked(path)
+    except BlockingIOError:
+        raise OSError(f"another process is writing {name}… (it holds {path}): wait for it, or stop it") from None
+    with file:
+        try:
+            yield
+        finally:
+            os.remove(path)
+
+
+def _open_locked(path: str) -> BinaryIO:
+    while True:
+        file = open(path, "ab")  # noqa: SIM115 given to the caller
+        try:
+            _flock(file)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:  # a file system without locks
+            return file
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            return file
+        file.close()  # whoever had it has just removed it
+
+
+def _flock(file: BinaryIO) -> None:
+    if fcntl is None:
+        raise OSError("there are no locks here")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed, or the process ends in whatever way
+
+
 def save_checkpoint(path: str, state: dict) -> None:
     """Write a dict of plain types and tensors; ``path`` always holds a whole checkpoint or the one before.
 
+    Equal states give equal bytes.
+
     Raises:
         OSError: the file cannot be written, on a full disk for instance.
+        TypeError: ``state`` holds something else.
     """
     import torch
 
-    with whole_file(path) as partial:
+    with whole_file(path) as partial, open(partial, "wb") as file:
         try:
-            torch.save(state, partial)
-        except RuntimeError as error:  # torch's own word for what the disk refused
-            raise OSError(f"{path} cannot be written ({error}): is the disk full?") from None
+            torch.save(_plain(state), file)
+        except RuntimeError:  # torch's own word for what the disk refused
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+
+def _plain(value, device: str = "cpu"):
+    """A copy of nested dicts and lists of numbers, text and tensors, these on ``device``; equal texts are one object.
+
+    Raises:
+        TypeError: there is something else in it, or a tensor that claims more than the memory it has.
+    """
+    import torch
+
+    if isinstance(value, dict):
+        return {_plain(key, device): _plain(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, device) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist(), device)
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            raise TypeError("a tensor is not a plain one")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise TypeError("a tensor is larger than its data")
+        return value.detach().to(device, copy=True)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise TypeError(f"{type(value).__name__} is not a plain type")
 
 
 def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
@@ -327,21 +484,55 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     Numpy values become plain ones: ``cmc`` is a list of float, ``mAP`` a float.
 
     Raises:
-        OSError: the file is missing, cannot be read, or holds no network.
+        OSError: the file is missing, damaged, claims more than it holds, or holds no network.
     """
     import torch
 
+    check_archive(path)
     try:
         with torch.serialization.safe_globals(_PUBLISHED_TYPES), warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location=map_location, weights_only=True)
+            # Mapped, a tensor cannot reach beyond the file.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = _plain(state, map_location)
     except Exception as error:  # torch raises whatever the damage leads to
-        raise OSError(f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__})") from None
+        raise OSError(
+            f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}): get another copy of it"
+        ) from None
     net, config = (state.get("net"), state.get("config", {})) if isinstance(state, dict) else (None, None)
-    if not isinstance(net, dict) or not isinstance(config, dict) or not all(isinstance(key, str) for key in net):
+    if not (
+        isinstance(net, dict)
+        and isinstance(config, dict)
+        and all(isinstance(key, str) and torch.is_tensor(value) for key, value in net.items())
+    ):
         raise OSError(f"{path} is not a checkpoint of this method: it has no 'net' with the network's weights")
+    if (
+        any(not isinstance(value, (str, int, float, type(None))) for value in config.values())
+        or any(type(config.get(size, 1)) is not int or not 1 <= config.get(size, 1) <= 10**4 for size in IMAGE_SIZE)
+        or not isinstance(state.get("epoch"), (int, type(None)))
+    ):
+        raise OSError(f"{path}: its config or its epoch is not what train.py writes: get another copy of it")
     # torch.nn.DataParallel, with which some people ran the published code, puts "module." before each name.
     state["net"] = {key.removeprefix("module."): value for key, value in net.items()}
-    return {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in state.items()}
+    return state
+
+
+def check_archive(path: str) -> None:
+    """OSError: a file that torch.save or numpy.savez wrote is damaged, or claims more than it holds.
+
+    Neither library compares the checksums of such a file, or its sizes, itself. Files of PyTorch before 1.6 have none.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK" and not zipfile.is_zipfile(path):
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries, size = archive.infolist(), os.path.getsize(path)
+            large = sum(entry.file_size for entry in entries) > 100 * size + 2**26
+            whole = not large and sum(entry.compress_size for entry in entries) <= size and not archive.testzip()
+    except Exception:  # zipfile, zlib and others raise whatever the damage leads to
+        whole = False
+    if not whole:
+        raise OSError(f"{path} is damaged, or claims more than it holds: get another copy of it")
 
 
 def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace, more: Iterable[str] = ()) -> dict:
@@ -367,7 +558,7 @@ def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace
         )
     if args.drop is not None and (args.drop > 0) != found["has_drop"]:
         fail(f"{path} was trained with{'' if found['has_drop'] else 'out'} dropout, unlike --drop {args.drop:g}")
-    return found | {name: trained[name] for name in ("dataset", "trial", "img_h", "img_w") if name in trained}
+    return found | {name: trained[name] for name in ("dataset", "trial", *IMAGE_SIZE) if name in trained}
 
 
 def find_checkpoint(resume: str, model_path: str) -> str:

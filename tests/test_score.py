@@ -31,10 +31,10 @@ def opened(monkeypatch, tmp_path) -> Callable[[], Counter]:
     """Gives how often each image file was opened, by whichever process."""
     notes, open_image = tmp_path / "opened.txt", data_loader.Image.open
 
-    def note_and_open(path: str) -> Image.Image:
+    def note_and_open(path: str, **options) -> Image.Image:
         with open(notes, "a") as file:
             file.write(f"{path}\n")
-        return open_image(path)
+        return open_image(path, **options)
 
     monkeypatch.setattr(data_loader.Image, "open", note_and_open)
     return lambda: Counter(notes.read_text().splitlines())

@@ -418,7 +418,7 @@ def test_checkpoint_of_another_network_or_number_of_persons(bad, sysu_run, tmp_p
         (["--img_w", "48"], "was trained with --img_w 32, not --img_w 48"),
         (["--drop", "0.5"], "was trained with --drop 0.3, not --drop 0.5"),
         (["--w_hc", "1", "--per_img", "2"], "was trained with --w_hc 0.6 --per_img 4, not --w_hc 1.0 --per_img 2"),
-        (["--epochs", "3"], "has finished epoch 3: --epochs 3 leaves nothing to do"),
+        (["--epochs", "2"], "has come to epoch 3: --epochs must be 3 or more"),
     ],
 )
 def test_resuming_with_other_flags(bad, sysu_run, tmp_path, flags, message):
@@ -452,6 +452,6 @@ def test_every_flag_takes_both_spellings(sysu_run, tmp_path):
 
 
 def test_images_of_any_mode_are_read_as_rgb(tmp_path):
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        Image.new(mode, (20, 40)).save(tmp_path / "image.tiff")
-        assert read_image(str(tmp_path / "image.tiff"), (96, 32)).shape == (96, 32, 3)
+    for mode, name in (("L", "a.bmp"), ("P", "b.png"), ("RGBA", "c.png"), ("CMYK", "d.jpg")):
+        Image.new(mode, (20, 40)).save(tmp_path / name)
+        assert read_image(str(tmp_path / name), (96, 32)).shape == (96, 32, 3)
