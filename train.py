@@ -37,6 +37,18 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remainin
 TEST_FLAGS = ("drop", "img_h", "img_w")
 RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
 SPEED_FLAGS = ("amp", "tf32", "compile", "deterministic")  # these round differently
+# Where and how it runs, whatever it comes to; not part of a checkpoint, which is therefore the same anywhere.
+PLACE_FLAGS = (
+    "data_path",
+    "model_path",
+    "log_path",
+    "workers",
+    "gpu",
+    "cache",
+    "resume",
+    "test_only",
+    "save_every_steps",
+)
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
@@ -314,8 +326,8 @@ class Run:
         self.name, self.args, self.net, self.device = name, args, net, device
         self.optimizer = build_optimizer(net, args)
         self.scaler = torch.amp.GradScaler() if args.amp == "fp16" else None
-        of_the_run = {flag: value for flag, value in vars(args).items() if flag not in ("resume", "test_only")}
-        self.config = of_the_run | {"n_class": data.n_class, "labels": data.checksum()}
+        self.config = {flag: value for flag, value in vars(args).items() if flag not in PLACE_FLAGS}
+        self.config |= {"n_class": data.n_class, "labels": data.checksum()}
         self.epoch, self.step, self.cmc, self.mAP, self.metrics = -1, 0, [], 0.0, []
         self.best = {"rank1": -1.0, "epoch": None}
         self.history = torch.full((steps, 3), torch.nan, dtype=torch.float64, device=device)
@@ -403,11 +415,14 @@ class Run:
         json.dumps([self.metrics, self.best["epoch"]])
         if "optimizer" not in checkpoint:
             return
+        if checkpoint["history"].shape != (self.step, 3):
+            raise ValueError("the losses are not those of its steps")
         self.history[: self.step] = checkpoint["history"]
         own = self.optimizer.state_dict()["param_groups"]  # the flags decide these
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": own})
-        for parameter, state in self.optimizer.state.items():
-            if any(torch.is_tensor(value) and value.shape not in (parameter.shape, ()) for value in state.values()):
+        for parameter in self.net.parameters():
+            tensors = [value for value in self.optimizer.state.get(parameter, {}).values() if torch.is_tensor(value)]
+            if bool(tensors) != parameter.requires_grad or any(x.shape not in (parameter.shape, ()) for x in tensors):
                 raise ValueError("the optimizer is of another network")
         if self.scaler:
             self.scaler.load_state_dict(checkpoint["scaler"])

@@ -385,7 +385,9 @@ def whole_file(path: str):
             os.close(folder)
     except OSError as error:
         if errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT"):
-            raise OSError(f"{path} cannot be written: the disk is full; what was there before is whole") from None
+            raise OSError(
+                f"{path} cannot be written: the disk is full. Make room and go on: what was there before is whole"
+            ) from None
         raise
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -4,6 +4,7 @@ python -m tools.report CE=log/test_a.json "CE + HC=log/test_b.json"
 """
 
 import argparse
+import itertools
 import json
 import os
 
@@ -17,6 +18,7 @@ MEASURES = {
     "mAP": "mAP",
     "mINP": "mINP",
 }
+COUNTS = ("queries", "without_match", "gallery_images", "gallery_persons")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,16 +31,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_results(path: str) -> dict:
-    """Of a JSON file: ``rows`` {(protocol, features): {measure: mean over the trials}}, ``counts`` and ``options``."""
+    """Of a JSON file: ``rows`` {(protocol, features): {measure: mean over the trials}}, ``counts`` and ``options``.
+
+    Raises:
+        OSError: it is missing, or is not such a file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found: give a JSON file that test.py wrote")
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        rows = {(row["protocol"], row["feature"]): row["mean"] for row in content["results"]}
-        return {"rows": rows, "counts": content["counts"], "options": content["options"]}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found: give a JSON file that test.py wrote") from None
-    except (ValueError, KeyError, TypeError):
-        raise OSError(f"{path} is not a JSON file that test.py wrote") from None
+        rows = {
+            (row["protocol"], row["feature"]): {measure: float(row["mean"][measure]) for measure in MEASURES}
+            for row in content["results"]
+        }
+        counts = {protocol: {what: found[what] for what in COUNTS} for protocol, found in content["counts"].items()}
+        features = {feature for _, feature in rows} | {"chance"}
+        if not counts or {*itertools.product(counts, features)} != {*rows}:
+            raise ValueError("rows are missing")
+        return {"rows": rows, "counts": counts, "options": [str(option) for option in content["options"]]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise OSError(f"{path} is not a JSON file that test.py wrote: give one, or run test.py again") from None
 
 
 def table(results: dict[str, dict], features: str) -> str:

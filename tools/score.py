@@ -20,7 +20,9 @@ Of SYSU-MM01 each file gets a table of its own; of RegDB files are the trials of
 import argparse
 import json
 import logging
+import math
 import os
+import zipfile
 
 import numpy as np
 from tqdm import tqdm
@@ -56,6 +58,10 @@ def load_features(
     ``only`` names the one kind of features to load.
     """
     try:
+        utils.check_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            if not all(tells_its_size(archive, entry) for entry in archive.infolist()):
+                raise ValueError("an array's header tells another size than it has")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         network = json.loads(str(arrays.pop("network", "{}")))
@@ -86,6 +92,14 @@ def load_features(
     if not arrays or "chance" in arrays:
         raise OSError(f"{path} must hold features, arrays ({n}, dim) of any name but chance")
     return data_manager.Split(paths.tolist(), pids.astype(np.int64), camids.astype(np.int64)), arrays, network
+
+
+def tells_its_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Whether a .npy file in an archive is as large as its header tells: memory is taken for that."""
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.open(entry) as file:
+        shape, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+        return dtype.hasobject or math.prod(shape) * dtype.itemsize == entry.file_size - file.tell()
 
 
 def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:

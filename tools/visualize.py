@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import utils
+from data_loader import read_image
 from data_manager import IMAGE_SUFFIXES
 
 CELL = (72, 160)  # pixels, width x height; every image is fitted into one
@@ -48,8 +49,7 @@ def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image
                 left = MARGIN + (c * per_camera + k) * step[0]
                 draw.rectangle((left, top, left + CELL[0] - 1, top + CELL[1] - 1), "lightgrey")
                 if k < len(files):
-                    with Image.open(files[k]) as image:
-                        sheet.paste(image.convert("RGB").resize(CELL), (left, top))
+                    sheet.paste(Image.fromarray(read_image(str(files[k]), CELL[::-1])), (left, top))
     return sheet
 
 
@@ -62,19 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
     sheet.add_argument("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
     sheet.add_argument("--out", type=Path, required=True, help="image file to write")
     sheet.add_argument("--persons", type=utils.number(int, 1), default=8, help="rows (%(default)s)")
-    sheet.add_argument("--per-camera", type=utils.number(int, 1), default=1, help="images in each cell (%(default)s)")
+    sheet.add_argument(
+        "--per-camera", type=utils.number(int, 1, 101), default=1, help="images in each cell (%(default)s)"
+    )
     sheet.add_argument("--seed", type=utils.number(int, 0), default=0, help="which persons and images (%(default)s)")
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
+    kind = Image.registered_extensions().get(args.out.suffix.lower())
+    if kind not in Image.SAVE:
+        utils.fail(f"--out {args.out}: give a name that ends in .png or another image suffix")
     image = samples(args.tree, args.persons, args.per_camera, args.seed)
     utils.make_folder(str(args.out.parent), "--out")
-    try:
-        image.save(args.out)
-    except ValueError:
-        utils.fail(f"--out {args.out}: give a name that ends in .png or another image suffix")
+    with utils.whole_file(str(args.out)) as partial:
+        image.save(partial, kind)
     print(f"{args.out}: {image.width} x {image.height} pixels")
 
 
