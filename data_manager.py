@@ -18,6 +18,7 @@ import os
 import random
 import re
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -174,13 +175,14 @@ def read_rand_perm(path: str) -> np.ndarray:
 
     Row t orders the n images of that person in that camera for trial t; its numbers start at 1.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--rand_perm {path} not found: it comes with SYSU-MM01's evaluation code")
     try:
-        cells = scipy.io.loadmat(path)["rand_perm_cam"]
+        with ProcessPoolExecutor(1) as pool:  # a damaged file can crash SciPy, and its process
+            cells = pool.submit(scipy.io.loadmat, path).result()["rand_perm_cam"]
         if cells.shape == (6, 1) and all(camera.ndim == 2 and camera.shape[1] == 1 for camera in cells[:, 0]):
             return cells
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--rand_perm {path} not found: it comes with SYSU-MM01's evaluation code") from None
-    except Exception:  # scipy raises whatever the damage leads to
+    except Exception:  # SciPy raises whatever the damage leads to
         pass
     raise OSError(f"--rand_perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
 

@@ -56,7 +56,9 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    utils.add_shared_flags(parser)
+    for flag in utils.add_shared_flags(parser):
+        if flag.dest == "resume":
+            flag.help += "; last: that of this run, if there is one yet"
     utils.add_training_flags(parser)
     add = parser.add_argument
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")

@@ -280,6 +280,8 @@ def hostile(folder: Path, how: str) -> Path:
     sys.setrecursionlimit(10**5)
     torch.save(state | changes.get(how, {}), path, _use_new_zipfile_serialization="old format" not in how)
     sys.setrecursionlimit(1000)
+    if how == "a bare pickle":
+        path.write_bytes(pickle.dumps(Bomb(), protocol=4))
     if how == "a flipped bit":
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -310,6 +312,7 @@ SAFELY = "is not a checkpoint that can be loaded safely"
     [
         ("runs code", SAFELY),
         ("runs code, old format", SAFELY),
+        ("a bare pickle", SAFELY),
         ("a module", SAFELY),
         ("a set", SAFELY),
         ("nested", SAFELY),
