@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)")
     add("--save-every-steps", type=utils.number(int, 1), metavar="N",
         help="write <run>_last.t within an epoch, too, every N steps")  # fmt: skip
+    add("--tensorboard", action=argparse.BooleanOptionalAction,
+        help="write scalars for TensorBoard beside metrics.jsonl (default: if it is installed)")  # fmt: skip
     add("--cache", choices=["auto", "device", "host"], default="auto", help="where the images are kept (%(default)s)")
     fast = parser.add_argument_group("speed, at the price of other rounding (docs/PERFORMANCE.md)")
     fast.add_argument("--amp", choices=[*AMP], default="off", help="precision of the network (%(default)s)")
@@ -172,8 +175,7 @@ def train_epoch(
     update: Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, Tensor]],
     batches: data_loader.TrainBatches,
     epoch: int,
-    w_hc: float,
-    lr: float,
+    args: argparse.Namespace,
     history: Tensor,
     start: int = 0,
 ) -> Iterator[int]:
@@ -181,13 +183,15 @@ def train_epoch(
 
     Args:
         update: `train_step` with all but the batch.
+        args: flags; lr, w_hc and epochs count.
         history: (steps, 3), of each step CE, HC and accuracy, to be filled in; float64, on the device.
         start: the steps that are done already.
 
     Raises:
         FloatingPointError: a loss was not finite.
     """
-    begin = shown = time.perf_counter()
+    lr, begin = learning_rate(epoch, args.lr), time.perf_counter()
+    shown = begin
     bar = tqdm(
         batches.epoch(epoch, start), f"epoch {epoch}", len(history), initial=start,
         disable=None, leave=False, dynamic_ncols=True, bar_format=BAR,
@@ -199,12 +203,14 @@ def train_epoch(
         if a_line or time.perf_counter() > shown + 1:  # looking at the losses makes the program wait for the device
             ce, hc, accuracy = means(history[:step])
             shown = time.perf_counter()
-            speed = (step - start) * 2 * batches.sampler.batch_size / (shown - begin)
-            bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} {speed:.0f} img/s")
+            each = (shown - begin) / (step - start)
+            speed = 2 * batches.sampler.batch_size / each
+            bar.set_postfix_str(f"CE {ce:.2f} HC {hc:.2f} acc {accuracy:.0%} lr {lr:g} {speed:.0f} img/s")
         if a_line:
+            left = tqdm.format_interval(each * ((args.epochs - epoch + 1) * len(history) - step))
             log.info(
-                f"epoch {epoch:3d} step {step:4d}/{len(history)}  loss {ce + w_hc * hc:.4f}  CE {ce:.4f}  "
-                f"HC {hc:.4f}  accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s"
+                f"epoch {epoch:3d} step {step:4d}/{len(history)}  loss {ce + args.w_hc * hc:.4f}  CE {ce:.4f}  "
+                f"HC {hc:.4f}  accuracy {accuracy:6.2%}  lr {lr:g}  {speed:.0f} images/s  {left} left"
             )
         yield step
 
@@ -310,7 +316,7 @@ class Run:
         step: steps done of the epoch after it.
         history: of that epoch, as `train_epoch` fills it in.
         cmc, mAP: of the last test, fc features.
-        best: rank1 and epoch of the test with the best rank-1.
+        best: rank1, mAP and epoch of the test with the best rank-1.
         metrics: of each finished epoch, what stands in metrics.jsonl.
     """
 
@@ -331,9 +337,9 @@ class Run:
         self.config = {flag: value for flag, value in vars(args).items() if flag not in PLACE_FLAGS}
         self.config |= {"n_class": data.n_class, "labels": data.checksum()}
         self.epoch, self.step, self.cmc, self.mAP, self.metrics = -1, 0, [], 0.0, []
-        self.best = {"rank1": -1.0, "epoch": None}
+        self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}
         self.history = torch.full((steps, 3), torch.nan, dtype=torch.float64, device=device)
-        self.good_file = None
+        self.good_file = self.board = None
 
     def file(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
@@ -341,20 +347,25 @@ class Run:
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"epoch {self.epoch}"
 
-    def finish_epoch(self, lr: float, scores: dict[str, Scores]) -> list[str]:
+    def finish_epoch(self, scores: dict[str, Scores]) -> list[str]:
         """Take up what came of the epoch, and of its test if there was one; gives the kinds of checkpoints to save."""
         (ce, hc, accuracy), epoch, kinds = means(self.history), self.epoch + 1, ["last"]
-        line = {"epoch": epoch, "lr": lr, "loss": ce + self.args.w_hc * hc, "CE": ce, "HC": hc, "accuracy": accuracy}
+        line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), "loss": ce + self.args.w_hc * hc}
+        line |= {"CE": ce, "HC": hc, "accuracy": accuracy}
         for feature, found in scores.items():
             line |= {f"{feature}_{name}": value for name, value in found.measures().items()}
         if scores:
             self.cmc, self.mAP = scores["fc"].cmc.tolist(), float(scores["fc"].mAP)
             if self.cmc[0] > self.best["rank1"]:
-                self.best = {"rank1": self.cmc[0], "epoch": epoch}
+                self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": epoch}
                 kinds.insert(0, "best")
         if epoch > 10 and epoch % self.args.save_epoch == 0:
             kinds.insert(0, f"epoch_{epoch}")
         self.epoch, self.step, self.metrics = epoch, 0, [*self.metrics, line]
+        if self.board:
+            for name, value in line.items():
+                self.board.add_scalar(name.replace("_", "/"), value, epoch)  # a group for each kind of features
+            self.board.flush()
         return kinds
 
     def save(self, *kinds: str) -> None:
@@ -384,6 +395,17 @@ class Run:
         self.good_file = self.file("last")
         self.write_metrics()
 
+    def open_board(self) -> None:
+        """Write scalars for TensorBoard from now on, if it is wanted and installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            if self.args.tensorboard:
+                utils.fail("--tensorboard: it is not installed ('pip install tensorboard'); leave the flag out")
+            return
+        # What a killed run wrote of later epochs is not shown.
+        self.board = SummaryWriter(os.path.join(self.args.log_path, self.name), purge_step=self.epoch + 1)
+
     def write_metrics(self) -> None:
         path = os.path.join(self.args.log_path, self.name, "metrics.jsonl")
         with utils.whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
@@ -409,10 +431,10 @@ class Run:
             setattr(self, name, checkpoint.get(name, getattr(self, name)))
         if "optimizer" not in checkpoint:
             log.warning("the checkpoint holds no optimizer state, as published ones do not: momentum starts at zero")
-            self.step, self.best = 0, {"rank1": [*self.cmc, -1.0][0], "epoch": self.epoch}
+            self.step, self.best = 0, {"rank1": [*self.cmc, -1.0][0], "mAP": self.mAP, "epoch": self.epoch}
         if not type(self.epoch) is type(self.step) is int or self.epoch < -1 or not 0 <= self.step <= len(self.history):
             raise ValueError("there is no such epoch or step")
-        if not all(isinstance(value, float) for value in [*self.cmc, self.mAP, self.best["rank1"]]):
+        if not all(isinstance(value, float) for value in [*self.cmc, self.mAP, self.best["rank1"], self.best["mAP"]]):
             raise ValueError("a score is not a number")
         json.dumps([self.metrics, self.best["epoch"]])
         if "optimizer" not in checkpoint:
@@ -447,10 +469,9 @@ def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Se
     with utils.stoppable() as check:
         try:
             for epoch in range(run.epoch + 1, args.epochs + 1):
-                lr = learning_rate(epoch, args.lr)
-                set_learning_rate(run.optimizer, lr)
+                set_learning_rate(run.optimizer, learning_rate(epoch, args.lr))
                 net.train()
-                for step in train_epoch(update, batches, epoch, args.w_hc, lr, run.history, run.step):
+                for step in train_epoch(update, batches, epoch, args, run.history, run.step):
                     run.step = step
                     check()
                     if args.save_every_steps and step % args.save_every_steps == 0 and step < len(run.history):
@@ -458,7 +479,7 @@ def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Se
                 check_weights(net)
                 tested = epoch > 0 and epoch % 2 == 0
                 scores = evaluate(net, images, search, args, run.device, check) if tested else {}
-                run.save(*run.finish_epoch(lr, scores))
+                run.save(*run.finish_epoch(scores))
         except FloatingPointError as error:
             kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
             raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
@@ -507,13 +528,30 @@ def main() -> None:
         if not checkpoint:
             log.debug("checkpoint: %s", run)
         run.write_metrics()
+        if args.tensorboard is not False:
+            run.open_board()
         train(run, batches, images, search)
         log.info("epoch %d was the last one, saved as %s", args.epochs, run.file("last"))
         if run.best["epoch"] is not None and os.path.exists(run.file("best")):
-            log.info(
-                "best rank-1 in training: %.2f%% at epoch %d, saved as %s",
-                100 * run.best["rank1"], run.best["epoch"], run.file("best"),
-            )  # fmt: skip
+            log.info("best in training: epoch %d, rank-1 %.2f%%, mAP %.2f%%, saved as %s; all protocols: %s",
+                     run.best["epoch"], 100 * run.best["rank1"], 100 * run.best["mAP"], run.file("best"),
+                     test_command(args, run.file("best")))  # fmt: skip
+        else:
+            log.info("all protocols: %s", test_command(args, run.file("last")))
+
+
+def test_command(args: argparse.Namespace, checkpoint: str) -> str:
+    """The command that scores a checkpoint of this run under all protocols."""
+    command = ["python", "test.py", "--dataset", args.dataset]
+    if args.dataset == "sysu":
+        command += ["--mode", "both", "--gall-mode", "both"]
+    else:
+        command += ["--trial", str(args.trial), "--search", "both"]
+    parser = build_parser()
+    for flag, default in (("data_path", utils.DATA_PATHS[args.dataset]), ("log_path", parser.get_default("log_path"))):
+        if getattr(args, flag) != default:
+            command += [f"--{flag}", getattr(args, flag)]
+    return shlex.join([*command, "--resume", checkpoint])
 
 
 def run_name(args: argparse.Namespace) -> str:

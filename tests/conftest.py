@@ -17,7 +17,7 @@ from tools.make_synthetic import make_regdb, make_sysu
 ROOT = Path(__file__).resolve().parent.parent
 # A network and images small enough to train in seconds.
 TINY = ["--arch", "resnet18", "--img_h", "96", "--img_w", "32", "--low-dim", "16", "--pretrained", "none"]
-TINY_BATCH = ["--batch-size", "8", "--per_img", "4"]
+TINY_BATCH = ["--batch-size", "8", "--per_img", "4", "--no-tensorboard"]
 # The name of the training of `sysu_run`.
 RUN = "sysu_id_resnet18_lr0.01_whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone"
 

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, RUN, TINY, TINY_BATCH, run_script, succeed
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import utils
 from data_loader import read_image
@@ -29,12 +31,32 @@ def results(folder: Path) -> dict[tuple[str, str], dict]:
 def test_training_leaves_checkpoints_and_a_log(sysu_run):
     last, best = (utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_{kind}.t")) for kind in ("last", "best"))
     assert last["epoch"] == 3 and best["epoch"] == 2  # of the epochs 0 to 3 only 2 is tested
-    assert last["best"] == best["best"] == {"rank1": best["cmc"][0], "epoch": 2} and len(best["cmc"]) == 20
+    assert (
+        last["best"] == best["best"] == {"rank1": best["cmc"][0], "mAP": best["mAP"], "epoch": 2}
+        and len(best["cmc"]) == 20
+    )
     assert last["config"]["n_class"] == 10 and last["config"]["w_hc"] == 0.6
     log = (sysu_run["logs"] / f"{RUN}.log").read_text()
     assert sorted(set(re.findall(r"epoch +(\d) step", log))) == ["0", "1", "2", "3"] and log.count("test fc") == 1
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", log)]
     assert losses[-1] < losses[0]
+    metrics = [json.loads(line) for line in (sysu_run["logs"] / RUN / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [0, 1, 2, 3] and [f"{line['loss']:.4f}" for line in metrics] == [
+        f"{loss:.4f}" for loss in losses[-4:]
+    ]
+    assert ["fc_rank1" in line for line in metrics] == [False, False, True, False]
+    assert (metrics[2]["fc_rank1"], metrics[2]["fc_mAP"]) == (best["cmc"][0], best["mAP"])
+
+
+def test_the_last_line_names_the_command_to_run_next(sysu_run, tmp_path):
+    """Word for word, from anywhere."""
+    last_line = (sysu_run["logs"] / f"{RUN}.log").read_text().splitlines()[-1]
+    assert re.match(
+        r"best in training: epoch 2, rank-1 [\d.]+%, mAP [\d.]+%, saved as .*_best\.t; all protocols: ", last_line
+    )
+    command = shlex.split(last_line.partition("all protocols: python ")[2])
+    command[command.index("--log_path") + 1] = tmp_path
+    assert "indoor-search multi-shot" in succeed(*command, cwd=tmp_path)
 
 
 def test_test_only_repeats_the_score_of_training(sysu_run, tmp_path):
@@ -106,8 +128,13 @@ def test_resuming_a_published_checkpoint(sysu_tree, tmp_path, bad):
 )
 def test_other_settings_train_and_test(sysu_tree, tmp_path, flags):
     out = ["--data_path", sysu_tree, "--model_path", tmp_path, "--log_path", tmp_path]
-    succeed("train.py", *TINY, *TINY_BATCH, "--epochs", 0, *flags, *out)
+    succeed("train.py", *TINY, *TINY_BATCH, "--epochs", 0, *flags, *out, "--tensorboard")
     (checkpoint,) = tmp_path.glob("*.t")
+    (folder,) = (file.parent for file in tmp_path.rglob("metrics.jsonl"))
+    board = EventAccumulator(str(folder)).Reload()
+    metrics = json.loads((folder / "metrics.jsonl").read_text())
+    for name in ("CE", "HC", "accuracy", "lr"):
+        assert [(event.step, event.value) for event in board.Scalars(name)] == [(0, pytest.approx(metrics[name]))]
     assert ("classifier1.classifier.2.weight" in utils.load_checkpoint(str(checkpoint))["net"]) == ("--drop" in flags)
     (log,) = tmp_path.glob("*.log")
     assert ("HC 0.0000" in log.read_text()) == ("100" in flags)  # within such a margin the loss is zero

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE = ["--img_h", 96, "--img_w", 32]
 TRAIN = [
     "train.py", *SIZE, "--arch", "resnet18", "--low-dim", 16, "--drop", 0.3, "--pretrained", "none", "--batch-size", 8,
-    "--per_img", 4, "--lr", 0.01, "--epochs", 2, "--save_every_steps", 3, "--resume", "last",
+    "--per_img", 4, "--lr", 0.01, "--epochs", 2, "--save_every_steps", 3, "--resume", "last", "--no-tensorboard",
 ]  # fmt: skip
 PREPROCESS = ["pre_process_sysu.py", "--img_h", 288, "--img_w", 144, "--workers", 2]
 WAYS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
