@@ -97,7 +97,7 @@ def eval_sysu(
     """
     if (len(q_camids), len(g_camids)) != distmat.shape:
         raise ValueError(f"distmat is {distmat.shape} for {len(q_camids)} query and {len(g_camids)} gallery cameras")
-    return _score(distmat, q_pids, g_pids, max_rank, _same_room(q_camids, g_camids), rank_persons=True)
+    return _score(distmat, q_pids, g_pids, max_rank, same_room(q_camids, g_camids), rank_persons=True)
 
 
 def eval_regdb(distmat: np.ndarray | Distances, q_pids: np.ndarray, g_pids: np.ndarray, max_rank: int = 20) -> Scores:
@@ -106,7 +106,7 @@ def eval_regdb(distmat: np.ndarray | Distances, q_pids: np.ndarray, g_pids: np.n
     return _score(distmat, q_pids, g_pids, max_rank, nothing, rank_persons=False)
 
 
-def _same_room(q_camids: np.ndarray, g_camids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def same_room(q_camids: np.ndarray, g_camids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks: such a query does not see such a gallery image. No camera of RegDB, numbered 1 and 2, queries so."""
     return np.asarray(q_camids) == 3, np.asarray(g_camids) == 2
 
@@ -228,7 +228,7 @@ class Counts(NamedTuple):
     def of(cls, search: NamedTuple, images: NamedTuple) -> "Counts":
         """Arguments as for `Results.add`."""
         q_pids, g_pids = images.pids[search.query], images.pids[search.gallery]
-        q_hidden, g_hidden = _same_room(images.camids[search.query], images.camids[search.gallery])
+        q_hidden, g_hidden = same_room(images.camids[search.query], images.camids[search.gallery])
         persons, place = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)
         q_place, g_place = np.split(place, [len(q_pids)])
         own = np.bincount(g_place, minlength=len(persons))  # gallery images of each person

@@ -70,6 +70,15 @@ class EmbedNet(nn.Module):
         Raises:
             ValueError: no images, or images too low for the stripes.
         """
+        stripes = _stripes(self.feature_maps(visible, thermal), self.num_parts)  # num_parts x (N, C)
+        feats = [head(stripe) for head, stripe in zip(self.heads, stripes, strict=True)]  # num_parts x (N, low_dim)
+        if not self.training:
+            return torch.cat([*map(_l2_normalise, stripes)], dim=1), torch.cat([*map(_l2_normalise, feats)], dim=1)
+        logits = [classify(feat) for classify, feat in zip(self.classifiers, feats, strict=True)]
+        return logits, [_l2_normalise(feat) for feat in feats]
+
+    def feature_maps(self, visible: Tensor | None = None, thermal: Tensor | None = None) -> Tensor:
+        """What the ResNets see, before the stripes are pooled: (N, C, height / 16, width / 16), rounded up."""
         maps = []
         if visible is not None:
             maps.append(_feature_map(self.visible_net["visible"], visible))
@@ -77,12 +86,7 @@ class EmbedNet(nn.Module):
             maps.append(_feature_map(self.thermal_net["thermal"], thermal))
         if not maps:
             raise ValueError("nothing to embed: give visible images, thermal images or both")
-        stripes = _stripes(torch.cat(maps), self.num_parts)  # num_parts x (N, C)
-        feats = [head(stripe) for head, stripe in zip(self.heads, stripes, strict=True)]  # num_parts x (N, low_dim)
-        if not self.training:
-            return torch.cat([*map(_l2_normalise, stripes)], dim=1), torch.cat([*map(_l2_normalise, feats)], dim=1)
-        logits = [classify(feat) for classify, feat in zip(self.classifiers, feats, strict=True)]
-        return logits, [_l2_normalise(feat) for feat in feats]
+        return torch.cat(maps)
 
 
 class StripeHead(nn.Module):
@@ -155,16 +159,20 @@ def _feature_map(resnet: nn.Module, x: Tensor) -> Tensor:
     return resnet.layer4(resnet.layer3(resnet.layer2(resnet.layer1(x))))
 
 
-def _stripes(x: Tensor, num_parts: int) -> list[Tensor]:
-    """(N, C, H, W) -> num_parts x (N, C): means over row bands, which overlap unless num_parts divides H."""
-    height = x.shape[2]
+def stripe_rows(height: int, num_parts: int = 6) -> list[slice]:
+    """The feature rows of each stripe; they overlap unless ``num_parts`` divides ``height`` (FIDELITY 20)."""
     if height < num_parts:
         raise ValueError(
             f"{height} feature rows are too few for {num_parts} stripes: images must be {least_height(num_parts)} high"
         )
     stride = height // num_parts
     band = height - (num_parts - 1) * stride
-    return [x[:, :, i * stride : i * stride + band].mean(dim=(2, 3)) for i in range(num_parts)]
+    return [slice(i * stride, i * stride + band) for i in range(num_parts)]
+
+
+def _stripes(x: Tensor, num_parts: int) -> list[Tensor]:
+    """(N, C, H, W) -> num_parts x (N, C): means over row bands."""
+    return [x[:, :, rows].mean(dim=(2, 3)) for rows in stripe_rows(x.shape[2], num_parts)]
 
 
 def _l2_normalise(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import RUN, TINY, TINY_BATCH, succeed
 from PIL import Image
+from test_score import features_file
 
 import utils
 from model import EmbedNet
@@ -480,9 +481,11 @@ def test_paths_stay_inside_the_tree_but_links_of_its_owner_work(bad, regdb_tree,
 def result(**changes) -> str:
     """A JSON file of test.py in small."""
     mean = dict.fromkeys(("rank1", "rank5", "rank10", "rank20", "mAP", "mINP"), 0.5)
-    rows = [{"protocol": "v2t", "feature": feature, "mean": mean} for feature in ("fc", "chance")]
+    trials = [{"trial": trial, "cmc": [0.5] * 20} for trial in (1, 2)]
+    rows = [{"protocol": "v2t", "feature": kind, "mean": mean, "trials": trials} for kind in ("fc", "chance")]
     counts = {"v2t": {"queries": 3, "without_match": 0, "gallery_images": 3, "gallery_persons": 3}}
-    return json.dumps({"results": rows, "counts": counts, "options": []} | changes)
+    content = {"results": rows, "counts": counts, "options": [], "flags": {"dataset": "regdb"}}
+    return json.dumps(content | changes)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +502,8 @@ def result(**changes) -> str:
         (result(results=[{"protocol": "v2t", "feature": "fc", "mean": {}}]), "is not a JSON file that test.py wrote"),
         (result(results=None), "is not a JSON file that test.py wrote"),
         (result(options=None), "is not a JSON file that test.py wrote"),
+        (result(flags={"dataset": "market"}), "is not a JSON file that test.py wrote"),
+        (result(flags={}), "is not a JSON file that test.py wrote"),
     ],
 )
 def test_results_of_others(bad, tmp_path, text, message):
@@ -512,7 +517,7 @@ def test_results_of_others(bad, tmp_path, text, message):
     ("tool", "flags", "message"),
     [
         ("report", [], "the following arguments are required"),
-        ("report", ["a=good.json", "a=good.json"], "two results have one label"),
+        ("report", ["a=good.json", "a=good.json"], "two files have one label"),
         ("report", ["good.json", "--features", "pool5"], "has no pool5 features, but fc"),
         ("report", ["."], ". not found: give a JSON file"),
         ("score", [], "the following arguments are required"),
@@ -524,9 +529,20 @@ def test_results_of_others(bad, tmp_path, text, message):
         ("score", ["text.npz"], "text.npz cannot be read as features"),
         ("score", ["f.npz", "--log-path", "f.npz"], "--log_path f.npz: cannot be written"),
         ("visualize", [], "the following arguments are required"),
-        ("visualize", ["samples", "."], "the following arguments are required: --out"),
-        ("visualize", ["samples", ".", "--out", "x.png"], "neither cam1..cam6"),
-        ("visualize", ["samples", ".", "--out", "x.txt"], "give a name that ends in .png"),
+        ("visualize", ["portrait"], "invalid choice: 'portrait'"),
+        ("visualize", ["samples", "."], "neither cam1..cam6"),
+        ("visualize", ["curves", "nowhere"], "nowhere not found: give the folder of a run"),
+        ("visualize", ["curves", "good.json"], "is not the metrics.jsonl of a run"),
+        ("visualize", ["curves", "."], "metrics.jsonl not found: give the folder of a run"),
+        ("visualize", ["cmc", "text.npz"], "is not a JSON file that test.py wrote"),
+        ("visualize", ["cmc", "good.json", "--features", "pool5"], "has no pool5 features, but fc"),
+        ("visualize", ["embedding", "text.npz"], "text.npz cannot be read as features"),
+        ("visualize", ["embedding", "good.npz", "--features", "pool5"], "holds no features 'pool5'"),
+        ("visualize", ["distances", "good.npz", "--dataset", "regdb"], "camids must be 1 to 2 for regdb"),
+        ("visualize", ["distances", "good.npz", "--out", "x.gif"], "give a name that ends in .png, .jpg, .pdf"),
+        ("visualize", ["distances", "good.npz", "--out", "good.json/x.png"], "--out good.json: cannot be written"),
+        ("visualize", ["ranked", "good.npz", "--data-path", "."], "not found, though it is listed"),
+        ("visualize", ["attention", "nothing.t", "--data-path", "."], "test_id.txt not found"),
         ("visualize", ["samples", ".", "--out", "x.png", "--persons", "0"], "must be at least 1"),
         ("make_synthetic", ["--dataset", "sysu"], "the following arguments are required: --out"),
         ("make_synthetic", ["--dataset", "sysu", "--out", "."], "holds other content or other settings"),
@@ -541,6 +557,7 @@ def test_bad_flags_of_tools(bad, monkeypatch, tmp_path, tool, flags, message):
     (tmp_path / "good.json").write_text(result())
     (tmp_path / "text.npz").write_text("text")
     np.savez(tmp_path / "f.npz", fc=np.eye(3))
+    features_file(tmp_path / "good.npz")
     monkeypatch.chdir(tmp_path)
     assert message in bad(f"-m tools.{tool}", *flags)
 

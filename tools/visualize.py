@@ -1,22 +1,514 @@
-"""Look at data.
+"""Pictures of data, of runs and of what a network has learned.
 
-python -m tools.visualize samples TREE --out FILE.png      a contact sheet of persons x cameras
+    python -m tools.visualize curves log/RUN …                       losses, rate, rank-1 and mAP over the epochs
+    python -m tools.visualize cmc log/test_….json …                  CMC curves, mean and spread over the trials
+    python -m tools.visualize embedding FEATURES.npz …               features of some persons, in the plane
+    python -m tools.visualize distances FEATURES.npz …               distances between the modalities
+    python -m tools.visualize ranked FEATURES.npz --data_path TREE   queries and their ten nearest gallery images
+    python -m tools.visualize attention CHECKPOINT --data_path TREE  where the stripes look
+    python -m tools.visualize samples TREE                           persons x cameras of a dataset
+
+FEATURES.npz is what test.py --save_features writes. Where several files may be given, each may have a name in front:
+"with HC=FILE".
 """
 
 import argparse
+import functools
+import itertools
+import json
+import os
 import random
+import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
+import data_manager
 import utils
-from data_loader import read_image
-from data_manager import IMAGE_SUFFIXES
+from data_loader import read_image, to_input
+from data_manager import IMAGE_SUFFIXES, Search, Split
+from eval_metrics import Distances, same_room
+from model import EmbedNet, describe_weights, load_weights, stripe_rows
+from tools.score import load_features
 
+# Okabe and Ito's colours, which colour-blind people can tell apart; their yellow is too light for lines.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+HIT, MISS = "#009E73", "#D55E00"
+STYLE = {
+    "font.size": 13, "axes.titlesize": 13, "legend.fontsize": 12, "figure.titlesize": 15, "savefig.dpi": 100,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "pdf.fonttype": 42,
+}  # fmt: skip
+MEASURES = {
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+    "rank20": "rank-20",
+    "mAP": "mAP",
+    "mINP": "mINP",
+}
+COUNTS = ("queries", "without_match", "gallery_images", "gallery_persons")
+DATASETS = {"sysu": "SYSU-MM01", "regdb": "RegDB"}
+KINDS = {".png": "png", ".jpg": "jpeg", ".pdf": "pdf"}
+IMAGE = (160, 72)  # height and width at which persons are shown
 CELL = (72, 160)  # pixels, width x height; every image is fitted into one
 MARGIN, HEADER, GAP = 44, 16, 3
 SYSU_COLUMNS = {f"cam{c}": f"cam{c} {'IR' if c in (3, 6) else 'RGB'}" for c in range(1, 7)}
 REGDB_COLUMNS = {"Visible": "visible", "Thermal": "thermal"}
+
+
+class Features(NamedTuple):
+    """One kind of features of all test images: (N, dim), and what is known of the network."""
+
+    images: Split
+    values: np.ndarray
+    kind: str
+    network: dict
+    dataset: str
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def labelled(entries: list[str]) -> dict[str, str]:
+    """``LABEL=FILE`` or ``FILE`` -> {label: file}; without a label, the file's name stands for it."""
+    found = {}
+    for entry in entries:
+        label, _, path = (None, None, entry) if os.path.exists(entry) else entry.rpartition("=")
+        found[label or re.sub(r"\.(json|jsonl|npz)$", "", os.path.basename(path.rstrip("/")))] = path
+    if len(found) < len(entries):
+        utils.fail("two files have one label: tell them apart with LABEL=FILE")
+    return found
+
+
+def read_metrics(path: str) -> list[dict]:
+    """The lines of a run's metrics.jsonl; ``path`` is that file or its folder.
+
+    Raises:
+        OSError: it is missing, or is not such a file.
+    """
+    file = os.path.join(path, "metrics.jsonl") if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file} not found: give the folder of a run, like log/<run>")
+    try:
+        with open(file, encoding="utf-8") as lines:
+            metrics = [{name: float(value) for name, value in json.loads(line).items()} for line in lines]
+        if metrics and all({"epoch", "lr", "CE", "HC"} <= {*line} for line in metrics):
+            return metrics
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise OSError(f"{file} holds no finished epoch, or is not the metrics.jsonl of a run")
+
+
+def read_results(path: str) -> dict:
+    """What test.py or tools.score found, of its JSON file.
+
+    Returns:
+        rows: {(protocol, features): {measure: mean over the trials}}, "chance" among the features.
+        cmc: {(protocol, features): (trials, 20)}.
+        counts: {protocol: {what: number}}.
+        options, dataset: as test.py wrote them.
+
+    Raises:
+        OSError: it is missing, or is not such a file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found: give a JSON file that test.py wrote")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        rows = {
+            (row["protocol"], row["feature"]): {measure: float(row["mean"][measure]) for measure in MEASURES}
+            for row in content["results"]
+        }
+        cmc = {
+            (row["protocol"], row["feature"]): np.array([trial["cmc"] for trial in row["trials"]], dtype=float)
+            for row in content["results"]
+        }
+        counts = {protocol: {what: found[what] for what in COUNTS} for protocol, found in content["counts"].items()}
+        features = {feature for _, feature in rows} | {"chance"}
+        if not counts or {*itertools.product(counts, features)} != {*rows}:
+            raise ValueError("rows are missing")
+        if any(curves.ndim != 2 or curves.shape[1] != 20 or not len(curves) for curves in cmc.values()):
+            raise ValueError("curves are missing")
+        dataset = content["flags"]["dataset"]
+        if dataset not in DATASETS:
+            raise ValueError("there is no such dataset")
+        options = [str(option) for option in content["options"]]
+        return {"rows": rows, "cmc": cmc, "counts": counts, "options": options, "dataset": dataset}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise OSError(f"{path} is not a JSON file that test.py wrote: give one, or run test.py again") from None
+
+
+def check_alike(results: dict[str, dict], feature: str) -> None:
+    """End the program if results cannot be compared: other protocols, other images, no such features."""
+    first_label, first = next(iter(results.items()))
+    for label, found in results.items():
+        features = dict.fromkeys(feature for _, feature in found["rows"] if feature != "chance")
+        if feature not in features:
+            utils.fail(f"{label} has no {feature} features, but {', '.join(features)}: choose with --features")
+        if (found["dataset"], found["counts"]) != (first["dataset"], first["counts"]):
+            utils.fail(f"{label} and {first_label} are of other protocols or other images: compare like with like")
+
+
+def read_features(path: str, dataset: str, kind: str) -> Features:
+    """Of a file of `tools.score`; ``kind`` "" takes fc, or the only one there is. OSError: it is not such a file."""
+    images, arrays, network = load_features(path, dataset, kind or None)
+    if not kind and len(arrays) > 1 and "fc" not in arrays:
+        raise OSError(f"{path} holds {', '.join(arrays)}: choose with --features")
+    kind = kind or ("fc" if "fc" in arrays else next(iter(arrays)))
+    return Features(images, arrays[kind], kind, network, dataset)
+
+
+def read_network(path: str) -> tuple[EmbedNet, dict]:
+    """The network of a checkpoint, and its config."""
+    checkpoint = utils.load_checkpoint(path)
+    found = describe_weights(checkpoint["net"], path)
+    drop = 0.5 if found["has_drop"] else 0.0
+    net = EmbedNet(found["n_class"], found["low_dim"], drop, found["arch"], pretrained="none")
+    load_weights(net, checkpoint["net"], path)
+    return net.eval(), checkpoint.get("config", {})
+
+
+# ---- drawing --------------------------------------------------------------------------------------------------------
+
+
+def styled(draw: Callable) -> Callable:
+    """Draw with the fonts and colours of this project."""
+
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs):
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float], title: str, **options) -> tuple[Figure, np.ndarray]:
+    """A figure of ``rows`` x ``columns`` axes, each of this width and height in inches."""
+    figure = Figure((max(columns * size[0], 6), rows * size[1] + 0.8), layout="constrained")
+    figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() * 7)))
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def shorten(text: str, length: int = 48) -> str:
+    """Long names with their middle left out."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[-(length - length // 2 - 1) :]}"
+
+
+def describe(features: Features) -> str:
+    """Which checkpoint features come from, for a title."""
+    checkpoint = features.network.get("checkpoint")
+    return shorten(os.path.basename(checkpoint)) if isinstance(checkpoint, str) else "no checkpoint"
+
+
+@styled
+def curves(runs: dict[str, list[dict]]) -> Figure:
+    """Losses, learning rate, rank-1 and mAP of some runs over the epochs."""
+    panels = {"CE": "cross-entropy, per stripe", "HC": "Hetero-Center loss, per stripe", "lr": "learning rate",
+              "fc_rank1": "rank-1 of fc, %", "fc_mAP": "mAP of fc, %"}  # fmt: skip
+    figure, axes = new_figure(2, 3, (4.2, 3.2), "Training: " + ", ".join(map(shorten, runs)), sharex=True)
+    for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
+        for style, (label, metrics) in zip(line_styles(), runs.items(), strict=False):
+            points = [(line["epoch"], line[name]) for line in metrics if name in line]
+            epochs, values = np.array(points).reshape(-1, 2).T
+            scale = 100 if name.startswith("fc") else 1
+            axis.plot(epochs, scale * values, label=shorten(label, 40), **style, markevery=max(1, len(points) // 15))
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.tick_params(labelbottom=True)
+        if name == "lr":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, 1.05 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) and axis.dataLim.y1 > 0 else 1)
+    axes.flat[-1].axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
+    return figure
+
+
+def line_styles() -> list[dict]:
+    """Colour, dash and marker differ, so that no reader depends on one of them."""
+    dashes, markers = ["-", "--", "-.", ":"], "os^DvPX"
+    return [{"color": COLOURS[i % 7], "linestyle": dashes[i % 4], "marker": markers[i % 7], "markersize": 5}
+            for i in range(28)]  # fmt: skip
+
+
+@styled
+def cmc(results: dict[str, dict], feature: str = "fc") -> Figure:
+    """CMC curves of each protocol: means over the trials, and as a band their deviation.
+
+    Args:
+        results: label -> what `tools.report.read_results` gives.
+    """
+    first = next(iter(results.values()))
+    columns = min(2, len(first["counts"]))
+    rows = -(-len(first["counts"]) // columns)
+    title = f"{DATASETS[first['dataset']]}, {feature} features: CMC, mean ± deviation over the trials"
+    figure, axes = new_figure(rows, columns, (6, 4.2), title)
+    for axis in axes.flat[len(first["counts"]) :]:
+        axis.axis("off")
+    for axis, protocol in zip(axes.flat, first["counts"], strict=False):
+        curves = {"chance": first["cmc"][protocol, "chance"]}
+        curves |= {label: found["cmc"][protocol, feature] for label, found in results.items()}
+        styles = [{"color": "#777777", "linestyle": ":"}, *line_styles()]
+        for style, (label, trials) in zip(styles, curves.items(), strict=False):
+            mean, std = 100 * trials.mean(axis=0), 100 * trials.std(axis=0)
+            ranks = np.arange(1, len(mean) + 1)
+            axis.plot(ranks, mean, label=f"{mean[0]:5.1f}%  {shorten(label, 40)}", **style, markevery=[0, 4, 9, 19])
+            axis.fill_between(ranks, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
+        count = first["counts"][protocol]
+        axis.set(title=f"{protocol}: {count['queries']} queries, {count['gallery_images']} gallery images",
+                 xlabel="rank", ylabel="queries matched, %", xticks=[1, 5, 10, 15, 20], ylim=(0, 102))  # fmt: skip
+        axis.legend(loc="lower right", title="rank-1")
+    return figure
+
+
+def cross_modal(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the visible and of the thermal images; OSError: a modality is missing."""
+    thermal = np.isin(features.images.camids, data_manager.THERMAL_CAMERAS[features.dataset])
+    if thermal.all() or not thermal.any():
+        raise OSError(f"there are only {'thermal' if thermal.all() else 'visible'} images: both modalities are needed")
+    return np.flatnonzero(~thermal), np.flatnonzero(thermal)
+
+
+def centers(features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of all persons with images in both modalities: ids (n,), visible and thermal centers (n, dim)."""
+    sides = cross_modal(features)
+    pids = np.intersect1d(*(features.images.pids[rows] for rows in sides))
+    if not len(pids):
+        raise OSError("no person has images in both modalities")
+    means = [
+        np.stack([features.values[rows[features.images.pids[rows] == pid]].mean(axis=0) for pid in pids])
+        for rows in sides
+    ]
+    return pids, *means
+
+
+@styled
+def embedding(
+    panels: dict[str, Features], persons: int = 7, method: str = "tsne", seed: int = 0, most: int = 40
+) -> Figure:
+    """Features of some persons in the plane, coloured by person, shaped by modality; a line joins a person's centers.
+
+    The persons are the same in all panels; of each, ``most`` images in a modality at most. Each panel is projected by
+    itself: its scale and orientation have no meaning.
+    """
+    dataset = next(iter(panels.values())).dataset
+    method_name, kind = {"tsne": "t-SNE", "pca": "PCA"}[method], next(iter(panels.values())).kind
+    title = f"{DATASETS[dataset]}, some test persons: {method_name} of {kind} features"
+    figure, axes = new_figure(1, len(panels), (6, 5.6), title)
+    rng = np.random.default_rng(seed)
+    shared = functools.reduce(np.intersect1d, (centers(features)[0] for features in panels.values()))
+    if not len(shared):
+        raise OSError("the files have no person in common")
+    chosen = np.sort(rng.choice(shared, min(persons, len(shared)), replace=False))
+    for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
+        pids, *means = centers(features)
+        own = np.searchsorted(pids, chosen)
+        rows = [rows[features.images.pids[rows] == pid][:most] for pid in chosen for rows in cross_modal(features)]
+        points = np.concatenate([features.values[np.concatenate(rows)], means[0][own], means[1][own]])
+        places = project(points, method, seed)
+        marks = np.split(places[: -2 * len(chosen)], np.cumsum([len(r) for r in rows])[:-1])
+        for i, pid in enumerate(chosen):
+            colour = COLOURS[i % len(COLOURS)]
+            visible, thermal = places[-2 * len(chosen) + i], places[-len(chosen) + i]
+            axis.scatter(*marks[2 * i].T, s=26, color=colour, alpha=0.7, linewidth=0)
+            axis.scatter(*marks[2 * i + 1].T, s=26, marker="^", facecolor="none", edgecolor=colour, alpha=0.9)
+            axis.plot(*zip(visible, thermal, strict=True), color="black", linewidth=2, zorder=3)
+            axis.scatter(*visible, s=130, color=colour, edgecolor="black", zorder=4)
+            axis.scatter(*thermal, s=130, marker="^", facecolor="white", edgecolor=colour, linewidth=2.5, zorder=4)
+            axis.annotate(str(pid), visible, (7, 7), textcoords="offset points", fontweight="bold", zorder=5)
+        gaps = np.linalg.norm(means[0] - means[1], axis=1).mean()
+        note = f"{shorten(label)}\nbetween a person's centers: {gaps:.2f}"
+        if len(pids) > 1:
+            others = np.linalg.norm(means[0] - np.roll(means[1], 1, axis=0), axis=1).mean()
+            note += f"; between two persons': {others:.2f}"
+        axis.set(title=note, xticks=[], yticks=[])
+        axis.set_xlabel(f"checkpoint: {describe(features)}", fontsize=11)
+        for spine in axis.spines.values():
+            spine.set_visible(True)
+    style = {"linestyle": "none", "color": "grey", "markersize": 8}
+    marks = [
+        Line2D([], [], marker="o", label="visible image", **style),
+        Line2D([], [], marker="^", label="infrared image", markerfacecolor="none", **style),
+        Line2D([], [], color="black", label="joins a person's two centers"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def project(points: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """(n, dim) -> (n, 2), by PCA or by t-SNE, which few points fall back from to PCA."""
+    from sklearn.decomposition import PCA  # slow to import
+    from sklearn.manifold import TSNE
+
+    if method == "tsne" and len(points) > 10:
+        perplexity = min(30, (len(points) - 1) / 3)
+        return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+    found = PCA(min(2, *points.shape), random_state=seed).fit_transform(points)
+    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+
+
+@styled
+def distances(panels: dict[str, Features]) -> Figure:
+    """Cosine distances between visible and thermal images, of one person and of two: how far apart they are."""
+    dataset = next(iter(panels.values())).dataset
+    title = f"{DATASETS[dataset]}, all test images: distances between the modalities"
+    figure, axes = new_figure(1, len(panels), (6, 4.4), title, sharex=True)
+    bins = np.linspace(0, 2, 201)
+    for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
+        same, other, separation = histograms(features, bins)
+        for counts, colour, hatch, name in (
+            (other, COLOURS[0], "", "two persons"),
+            (same, COLOURS[1], "///", "one person"),
+        ):
+            density = counts / max(counts.sum() * (bins[1] - bins[0]), 1e-9)
+            axis.stairs(density, bins, fill=True, color=colour, alpha=0.45, hatch=hatch, label=name)
+            axis.stairs(density, bins, color=colour, linewidth=1.5)
+        used = np.flatnonzero(same + other)
+        axis.set(title=f"{shorten(label)}\nseparation d' = {separation:.2f}", xlim=bins[[used[0], used[-1] + 1]],
+                 ylabel="density")  # fmt: skip
+        axis.set_xlabel(f"1 - cosine\ncheckpoint: {describe(features)}", fontsize=11)
+        axis.legend(title="images of")
+    lows, highs = zip(*(axis.get_xlim() for axis in axes.flat), strict=True)
+    axes.flat[0].set_xlim(min(lows), max(highs))
+    return figure
+
+
+def histograms(features: Features, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Counts of the distances of same and of other persons, and d': the gap of their means in mean deviations."""
+    visible, thermal = cross_modal(features)
+    distmat = Distances(features.values[thermal], features.values[visible])
+    pids = features.images.pids
+    counts, sums = np.zeros((2, len(bins) - 1)), np.zeros((2, 3))  # of other and same persons: number, sum, squares
+    for start in range(0, len(thermal), 256):
+        rows = slice(start, start + 256)
+        found = 1 + distmat[rows]
+        alike = pids[thermal[rows], None] == pids[visible]
+        for k, values in enumerate((found[~alike], found[alike])):
+            counts[k] += np.histogram(values, bins)[0]
+            sums[k] += len(values), values.sum(dtype=float), (values.astype(float) ** 2).sum()
+    means = sums[:, 1] / np.maximum(sums[:, 0], 1)
+    variances = np.maximum(sums[:, 2] / np.maximum(sums[:, 0], 1) - means**2, 0)
+    separation = (means[0] - means[1]) / max(np.sqrt(variances.mean()), 1e-9) if sums[:, 0].all() else float("nan")
+    return counts[1], counts[0], float(separation)
+
+
+@styled
+def ranked(features: Features, search: Search, root: str, rows: int = 2, seed: int = 0) -> Figure:
+    """Queries and their ten nearest gallery images: the ``rows`` best, the worst, and some at random.
+
+    Best and worst are queries of highest and lowest average precision.
+    """
+    images = features.images
+    rankings = [rank(features, search, i) for i in range(len(search.query))]
+    known = [i for i, (_, hits, _) in enumerate(rankings) if hits.any()]
+    if not known:
+        raise OSError("no query has a match in the gallery")
+    places = {i: np.flatnonzero(rankings[i][1]) + 1 for i in known}
+    precision = {i: np.mean(np.arange(1, len(places[i]) + 1) / places[i]) for i in known}
+    by_precision = sorted(known, key=precision.__getitem__)
+    rest = by_precision[rows : max(rows, len(known) - rows)] or by_precision
+    chance = np.random.default_rng(seed).permutation(rest)[:rows].tolist()
+    kinds = [("best", i) for i in by_precision[::-1][:rows]] + [("random", i) for i in chance]
+    kinds += [("worst", i) for i in by_precision[:rows]]
+    title = f"{DATASETS[features.dataset]}, {search.protocol}, trial {search.trial}; checkpoint: {describe(features)}"
+    figure, axes = new_figure(len(kinds), 11, (1.15, 2.5), title)
+    for row, (kind, i) in zip(axes, kinds, strict=True):
+        query, (order, hits, hidden) = search.query[i], rankings[i]
+        caption = f"{kind}\nAP {precision[i]:.0%}\nid {images.pids[query]} cam {images.camids[query]}"
+        show(row[0], root, images.paths[query], caption, "black")
+        row[0].spines[:].set_linewidth(1)
+        if hidden:
+            row[0].set_xlabel(f"{hidden} of cam 2,\nthe same room,\nleft out", fontsize=10)
+        for axis in row[1 + len(order[:10]) :]:
+            axis.axis("off")
+        for place, (axis, image, hit) in enumerate(zip(row[1:], order, hits, strict=False), 1):
+            caption = f"{place} {'✓' if hit else '✗'}\nid {images.pids[image]}\ncam {images.camids[image]}"
+            show(axis, root, images.paths[image], caption, HIT if hit else MISS)
+    return figure
+
+
+def rank(features: Features, search: Search, i: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of query i: gallery images from near to far, which of them match, and how many were left out."""
+    images, query, gallery = features.images, search.query[i : i + 1], search.gallery
+    hidden = np.zeros(len(gallery), bool)
+    if features.dataset == "sysu":
+        of_query, of_gallery = same_room(images.camids[query], images.camids[gallery])
+        hidden = of_query & of_gallery
+    seen = gallery[~hidden]
+    order = seen[np.argsort(Distances(features.values[query], features.values[seen])[:][0], kind="stable")]
+    return order, images.pids[order] == images.pids[query], int(hidden.sum())
+
+
+def show(axis: Axes, root: str, path: str, caption: str, colour: str) -> None:
+    """One image of a person in a frame."""
+    axis.imshow(read_image(os.path.join(root, path), IMAGE))
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(caption, fontsize=10.5)
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=colour, linewidth=4)
+
+
+@styled
+def attention(net: EmbedNet, images: Split, dataset: str, size: tuple[int, int], name: str, persons: int = 4,
+              seed: int = 0) -> Figure:  # fmt: skip
+    """Where the stripes look: of some persons a visible and a thermal image, and each place's part in its stripe.
+
+    A stripe's feature is the mean of its places; a place's part is its projection on that mean, shown from the least
+    of the stripe (0) to the largest (1).
+    """
+    thermal = np.isin(images.camids, data_manager.THERMAL_CAMERAS[dataset])
+    pids = np.intersect1d(images.pids[thermal], images.pids[~thermal])
+    if not len(pids):
+        raise OSError("no person has images in both modalities")
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(pids, min(persons, len(pids)), replace=False))
+    title = f"{DATASETS[dataset]}: where the {net.num_parts} stripes look; checkpoint: {shorten(name)}"
+    figure, axes = new_figure(2, 2 * len(chosen), (1.5, 3.0), title)
+    for row, (modality, mask) in zip(axes, (("visible", ~thermal), ("thermal", thermal)), strict=True):
+        for k, pid in enumerate(chosen):
+            image = rng.choice(np.flatnonzero(mask & (images.pids == pid)))
+            pixels = read_image(images.paths[image], size)
+            parts, bounds = stripe_parts(net, modality, pixels)
+            plain, overlay = row[2 * k : 2 * k + 2]
+            plain.imshow(pixels)
+            plain.set_title(f"id {pid}\ncam {images.camids[image]}", fontsize=11)
+            overlay.imshow(pixels.mean(axis=2), cmap="gray")
+            heat = np.asarray(Image.fromarray(parts.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
+            shown = overlay.imshow(heat, cmap="viridis", alpha=0.55, vmin=0, vmax=1)
+            for bound in bounds[1:]:
+                overlay.axhline(bound * size[0] - 0.5, color="white", linewidth=1.2)
+            for axis in (plain, overlay):
+                axis.set(xticks=[], yticks=[])
+                axis.grid(False)
+        row[0].set_ylabel("visible" if modality == "visible" else "infrared")
+    figure.colorbar(shown, ax=axes, shrink=0.6, label="part in its stripe's feature")
+    return figure
+
+
+@torch.no_grad()
+def stripe_parts(net: EmbedNet, modality: str, pixels: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """(H, W) in [0, 1]: each place's part in its stripe; and where the stripes begin, in image heights."""
+    batch = to_input(torch.from_numpy(pixels[None].copy()), pixels.shape[:2])
+    (maps,) = net.feature_maps(**{modality: batch})  # (C, H, W)
+    parts, rows = torch.zeros(maps.shape[1:]), stripe_rows(maps.shape[1], net.num_parts)
+    for own in rows:
+        stripe = maps[:, own]
+        part = torch.einsum("chw,c->hw", stripe, stripe.mean(dim=(1, 2)))
+        part -= part.min()
+        parts[own] = torch.maximum(parts[own], part / part.max().clamp(min=1e-12))
+    return parts.numpy(), [own.start / maps.shape[1] for own in rows]
 
 
 def folders(tree: Path) -> dict[str, str]:
@@ -27,7 +519,7 @@ def folders(tree: Path) -> dict[str, str]:
     raise OSError(f"{tree} holds neither cam1..cam6 (SYSU-MM01) nor Visible and Thermal (RegDB)")
 
 
-def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image:
+def samples(tree: Path, persons: int = 8, per_camera: int = 1, seed: int = 0) -> Image.Image:
     """Contact sheet: a row per person, `per_camera` images per camera; a missing camera leaves a grey cell."""
     rng, columns = random.Random(seed), folders(tree)
     names = {p.name for camera in columns for p in (tree / camera).glob("*") if p.is_dir()}
@@ -53,32 +545,145 @@ def samples(tree: Path, persons: int, per_camera: int, seed: int) -> Image.Image
     return sheet
 
 
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+
+def save(picture: Figure | Image.Image, out: Path, pdf: bool = False) -> None:
+    """Write a picture to ``out``, whose suffix tells the format, and to a PDF of that name, too, if wanted."""
+    kind = KINDS.get(out.suffix.lower())
+    if not kind:
+        utils.fail(f"--out {out}: give a name that ends in {', '.join(KINDS)}")
+    utils.make_folder(str(out.parent), "--out")
+    files = {out: kind} | ({out.with_suffix(".pdf"): "pdf"} if pdf else {})
+    for path, form in files.items():
+        with utils.whole_file(str(path)) as partial:
+            if isinstance(picture, Figure):
+                picture.savefig(partial, format=form)
+            else:
+                picture.save(partial, form)
+        print(path)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(
         prog="python -m tools.visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    sheet = commands.add_parser("samples", help="contact sheet of persons x cameras of a dataset tree")
-    sheet.add_argument("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
-    sheet.add_argument("--out", type=Path, required=True, help="image file to write")
-    sheet.add_argument("--persons", type=utils.number(int, 1), default=8, help="rows (%(default)s)")
-    sheet.add_argument(
-        "--per-camera", type=utils.number(int, 1, 101), default=1, help="images in each cell (%(default)s)"
-    )
-    sheet.add_argument("--seed", type=utils.number(int, 0), default=0, help="which persons and images (%(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, draw: Callable, text: str) -> Callable:
+        own = commands.add_parser(name, help=text, description=text)
+        own.set_defaults(draw=draw)
+        own.add_argument("--out", type=Path, default=Path(f"{name}.png"), help="file to write (%(default)s)")
+        own.add_argument("--pdf", action="store_true", help="write a PDF beside it, too")
+        return own.add_argument
+
+    def add_features(add: Callable, several: bool = True) -> None:
+        add(
+            "files",
+            nargs="+" if several else 1,
+            metavar="[LABEL=]FEATURES.npz",
+            help="what test.py --save_features wrote",
+        )
+        add("--features", default="", help="kind of features (fc)")
+        add_dataset(add)
+
+    def add_dataset(add: Callable) -> None:
+        add("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
+
+    def add_number(add: Callable, flag: str, default: int, text: str, least: int = 1) -> None:
+        add(flag, type=utils.number(int, least, 1001), default=default, help=f"{text} (%(default)s)")
+
+    add = command("curves", draw_curves, "losses, learning rate, rank-1 and mAP over the epochs of some runs")
+    add("files", nargs="+", metavar="[LABEL=]RUN", help="folder of a run, log/<run>")
+
+    add = command("cmc", draw_cmc, "CMC curves of some results: mean and deviation over the trials")
+    add("files", nargs="+", metavar="[LABEL=]RESULT.json", help="what test.py or tools.score wrote")
+    add("--features", default="fc", help="kind of features (%(default)s)")
+
+    add = command("embedding", draw_embedding, "features of some test persons in the plane, and their centers")
+    add_features(add)
+    add("--method", choices=["tsne", "pca"], default="tsne", help="projection (%(default)s)")
+    add_number(add, "--persons", 7, "persons to show")
+    add_number(add, "--seed", 0, "which persons, and the projection's", 0)
+
+    add_features(command("distances", draw_distances, "distances between visible and infrared images, as histograms"))
+
+    add = command("ranked", draw_ranked, "queries and their ten nearest gallery images: hits green ✓, misses red ✗")
+    add_features(add, several=False)
+    add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
+    add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
+    add("--gall-mode", choices=["single", "multi"], default="single", help="SYSU-MM01 shots (%(default)s)")
+    add("--search", choices=["v2t", "t2v"], default="v2t", help="RegDB's direction (%(default)s)")
+    add_number(add, "--rows", 2, "of the best, of the worst and of random queries")
+    add_number(add, "--seed", 0, "which random queries", 0)
+
+    add = command("attention", draw_attention, "where the stripes look, in visible and in infrared images")
+    add("checkpoint", help="a checkpoint of train.py, or a published one")
+    add_dataset(add)
+    add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
+    add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial (%(default)s)")
+    add_number(add, "--persons", 4, "persons to show")
+    add_number(add, "--seed", 0, "which persons and images", 0)
+
+    add = command("samples", draw_samples, "contact sheet of persons x cameras of a dataset")
+    add("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
+    add_number(add, "--persons", 8, "rows")
+    add_number(add, "--per-camera", 1, "images in each cell")
+    add_number(add, "--seed", 0, "which persons and images", 0)
     return parser
+
+
+def draw_curves(args: argparse.Namespace) -> Figure:
+    return curves({label: read_metrics(path) for label, path in labelled(args.files).items()})
+
+
+def draw_cmc(args: argparse.Namespace) -> Figure:
+    results = {label: read_results(path) for label, path in labelled(args.files).items()}
+    check_alike(results, args.features)
+    return cmc(results, args.features)
+
+
+def all_features(args: argparse.Namespace) -> dict[str, Features]:
+    files = labelled(args.files)
+    return {label: read_features(path, args.dataset, args.features) for label, path in files.items()}
+
+
+def draw_embedding(args: argparse.Namespace) -> Figure:
+    return embedding(all_features(args), args.persons, args.method, args.seed)
+
+
+def draw_distances(args: argparse.Namespace) -> Figure:
+    return distances(all_features(args))
+
+
+def draw_ranked(args: argparse.Namespace) -> Figure:
+    (features,) = all_features(args).values()
+    with utils.blame(args.files[0]):
+        if args.dataset == "sysu":
+            (search,) = data_manager.sysu_searches(features.images, args.mode, args.gall_mode, trials=[0])
+        else:
+            (search,) = data_manager.regdb_searches(features.images, features.network.get("trial") or 1, args.search)
+    return ranked(features, search, args.data_path or utils.DATA_PATHS[args.dataset], args.rows, args.seed)
+
+
+def draw_attention(args: argparse.Namespace) -> Figure:
+    root = args.data_path or utils.DATA_PATHS[args.dataset]
+    images = data_manager.sysu_test(root) if args.dataset == "sysu" else data_manager.regdb_test(root, args.trial)
+    if not os.path.isfile(args.checkpoint):
+        raise FileNotFoundError(f"{args.checkpoint} not found: give a checkpoint, like save_model/<run>_last.t")
+    net, config = read_network(args.checkpoint)
+    size = config.get("img_h", 288), config.get("img_w", 144)
+    name = os.path.basename(args.checkpoint)
+    return attention(net, images, args.dataset, size, name, args.persons, args.seed)
+
+
+def draw_samples(args: argparse.Namespace) -> Image.Image:
+    return samples(args.tree, args.persons, args.per_camera, args.seed)
 
 
 def main() -> None:
     args = build_parser().parse_args()
-    kind = Image.registered_extensions().get(args.out.suffix.lower())
-    if kind not in Image.SAVE:
-        utils.fail(f"--out {args.out}: give a name that ends in .png or another image suffix")
-    image = samples(args.tree, args.persons, args.per_camera, args.seed)
-    utils.make_folder(str(args.out.parent), "--out")
-    with utils.whole_file(str(args.out)) as partial:
-        image.save(partial, kind)
-    print(f"{args.out}: {image.width} x {image.height} pixels")
+    save(args.draw(args), args.out, args.pdf)
 
 
 if __name__ == "__main__":
