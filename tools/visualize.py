@@ -118,6 +118,7 @@ def read_results(path: str) -> dict:
         cmc: {(protocol, features): (trials, 20)}.
         counts: {protocol: {what: number}}.
         options, dataset: as test.py wrote them.
+        checkpoint, save_features, data_path: where they are, "" if unknown.
 
     Raises:
         OSError: it is missing, or is not such a file.
@@ -145,7 +146,12 @@ def read_results(path: str) -> dict:
         if dataset not in DATASETS:
             raise ValueError("there is no such dataset")
         options = [str(option) for option in content["options"]]
-        return {"rows": rows, "cmc": cmc, "counts": counts, "options": options, "dataset": dataset}
+        network = next(iter(content.get("networks", [])), {})
+        places = {"checkpoint": network.get("checkpoint")} | {
+            flag: content["flags"].get(flag) for flag in ("save_features", "data_path")
+        }
+        places = {name: place if isinstance(place, str) else "" for name, place in places.items()}
+        return {"rows": rows, "cmc": cmc, "counts": counts, "options": options, "dataset": dataset, **places}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise OSError(f"{path} is not a JSON file that test.py wrote: give one, or run test.py again") from None
 
@@ -411,7 +417,8 @@ def ranked(features: Features, search: Search, root: str, rows: int = 2, seed: i
     Best and worst are queries of highest and lowest average precision.
     """
     images = features.images
-    rankings = [rank(features, search, i) for i in range(len(search.query))]
+    distmat = Distances(features.values[search.query], features.values[search.gallery])
+    rankings = [rank(features, search, i, distmat[i : i + 1][0]) for i in range(len(search.query))]
     known = [i for i, (_, hits, _) in enumerate(rankings) if hits.any()]
     if not known:
         raise OSError("no query has a match in the gallery")
@@ -439,15 +446,14 @@ def ranked(features: Features, search: Search, root: str, rows: int = 2, seed: i
     return figure
 
 
-def rank(features: Features, search: Search, i: int) -> tuple[np.ndarray, np.ndarray, int]:
+def rank(features: Features, search: Search, i: int, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Of query i: gallery images from near to far, which of them match, and how many were left out."""
-    images, query, gallery = features.images, search.query[i : i + 1], search.gallery
+    images, query, gallery = features.images, search.query[i], search.gallery
     hidden = np.zeros(len(gallery), bool)
     if features.dataset == "sysu":
         of_query, of_gallery = same_room(images.camids[query], images.camids[gallery])
         hidden = of_query & of_gallery
-    seen = gallery[~hidden]
-    order = seen[np.argsort(Distances(features.values[query], features.values[seen])[:][0], kind="stable")]
+    order = gallery[~hidden][np.argsort(distances[~hidden], kind="stable")]
     return order, images.pids[order] == images.pids[query], int(hidden.sum())
 
 
