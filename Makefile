@@ -28,23 +28,34 @@ RESULT = demo/logs/test_$(1)_both-both.json
 UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
 CE_HC := $(call RESULT,$(call RUN,0.1))
+FEATURES = demo/features_$(1).npz
+PICTURES := demo/persons.png demo/stripes.png demo/ranked.png demo/embedding.png
 
-demo: $(UNTRAINED) $(CE) $(CE_HC) demo/persons.png
-	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)"
-	@echo "the persons, by camera: demo/persons.png"
-
-$(DATA)/synthetic.json: | .venv/ready
-	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 130 --images 12 --difficulty easy
+demo: $(UNTRAINED) $(CE) $(CE_HC) $(PICTURES)
+	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)" --out demo/report.html
+	@echo "single pictures: $(PICTURES)"
 
 demo/persons.png: $(DATA)/synthetic.json
 	$(PY) -m tools.visualize samples $(DATA) --out $@ --persons 4 --per-camera 2
+
+demo/stripes.png: $(CE_HC)
+	$(PY) -m tools.visualize attention demo/models/$(call RUN,0.1).t --data_path $(DATA) --out $@
+
+demo/ranked.png: $(CE_HC)
+	$(PY) -m tools.visualize ranked $(call FEATURES,0.1) --data_path $(DATA) --rows 1 --out $@
+
+demo/embedding.png: $(CE) $(CE_HC)
+	$(PY) -m tools.visualize embedding "CE=$(call FEATURES,0)" "CE + HC=$(call FEATURES,0.1)" --out $@
+
+$(DATA)/synthetic.json: | .venv/ready
+	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 130 --images 12 --difficulty easy
 
 $(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
 	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 48
 
 $(call RESULT,$(call RUN,%)): $(DATA)/train_rgb_resized_img.npy
 	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.05 --epochs 1 --w_hc $* --resume last
-	$(PY) test.py $(FOLDERS) --mode both --gall-mode both --resume $(call RUN,$*).t
+	$(PY) test.py $(FOLDERS) --mode both --gall-mode both --resume $(call RUN,$*).t --save_features $(call FEATURES,$*)
 
 $(UNTRAINED): $(DATA)/synthetic.json
-	$(PY) test.py $(FOLDERS) --mode both --gall-mode both $(NETWORK)
+	$(PY) test.py $(FOLDERS) --mode both --gall-mode both $(NETWORK) --save_features $(call FEATURES,untrained)

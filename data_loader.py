@@ -385,7 +385,7 @@ def _load_arrays(root: str, modality: str) -> tuple[np.ndarray, np.ndarray]:
             f"{root}: train_{modality}_resized_img.npy {images.shape} {images.dtype} and its labels {labels.shape} "
             f"do not fit each other as (N, height, width, 3) uint8 and (N,); {_preprocess(root)}"
         )
-    if not len(images):
+    if not images.size:
         raise OSError(f"{root}: train_{modality}_resized_img.npy holds no images; {_preprocess(root)}")
     return images, labels.astype(np.int64)
 

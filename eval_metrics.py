@@ -56,20 +56,25 @@ class Distances:
         self.squares = None
         if kind == "euclidean":
             query, gallery = query.astype(np.float64), gallery.astype(np.float64)
-            self.squares = (query**2).sum(1)[:, None], (gallery**2).sum(1)
+            with np.errstate(over="ignore"):
+                self.squares = (query**2).sum(1)[:, None], (gallery**2).sum(1)
         else:
             query, gallery = _directions(query), _directions(gallery)
         self.query, self.gallery = query, gallery
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        dots = self.query[rows] @ self.gallery.T
-        return -dots if self.squares is None else self.squares[0][rows] + self.squares[1] - 2 * dots
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by whoever scores it
+            dots = self.query[rows] @ self.gallery.T
+            return -dots if self.squares is None else self.squares[0][rows] + self.squares[1] - 2 * dots
 
 
 def _directions(x: np.ndarray) -> np.ndarray:
-    lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))[:, None]  # large numbers have larger squares
-    if not lengths.all():
-        raise ValueError("a feature is zero, which has no direction: compare by another distance than cosine")
+    with np.errstate(over="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))[:, None]  # large numbers have larger squares
+        if not x.any(axis=1).all():
+            raise ValueError("a feature is zero, which has no direction: compare by another distance than cosine")
+        if not ((lengths > 1e-150) & np.isfinite(lengths.astype(x.dtype))).all():
+            return _directions(x / np.abs(x).max(axis=1, keepdims=True))
     return x / lengths.astype(x.dtype)
 
 

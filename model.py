@@ -135,6 +135,9 @@ def describe_weights(state_dict: dict[str, Tensor], path: str) -> dict:
     has_drop = "classifier1.classifier.2.weight" in state_dict
     try:
         n_class, low_dim = state_dict[f"classifier1.classifier.{1 + has_drop}.weight"].shape
+        heads = {tuple(state_dict[f"feature{i}.feat_block.0.weight"].shape) for i in range(1, 7)}
+        if not n_class or heads != {(low_dim, ARCHS[arch])} or not low_dim:  # memory is taken for these numbers
+            raise ValueError("the sizes of the heads disagree")
     except (KeyError, AttributeError, ValueError):
         raise OSError(f"{path} holds the weights of another network than this method's") from None
     return {"arch": arch, "low_dim": low_dim, "n_class": n_class, "has_drop": has_drop}
@@ -147,6 +150,10 @@ def load_weights(net: EmbedNet, state_dict: dict[str, Tensor], path: str) -> Non
         OSError: names or shapes differ.
     """
     try:
+        own = net.state_dict()
+        for name in own.keys() & state_dict.keys():
+            if state_dict[name].is_complex() or own[name].is_floating_point() != state_dict[name].is_floating_point():
+                raise TypeError(f"{name} is {state_dict[name].dtype}")
         net.load_state_dict(state_dict)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -83,6 +83,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     return args, ignored
 
 
+def of_trial(name: str, trial: int | None) -> str:
+    """A file's name with the number of RegDB's trial in it; SYSU-MM01 has none."""
+    return name if trial is None else name.replace("{trial}", str(trial))
+
+
 def list_images(
     args: argparse.Namespace, trial: int | None, rand_perm: np.ndarray | None
 ) -> tuple[Split, list[Search]]:
@@ -105,7 +110,7 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
     settings = {"arch": "resnet50", "low_dim": 512, "img_h": 288, "img_w": 144, "n_class": 1, "has_drop": False}
     settings |= {"checkpoint": None, "epoch": None, "flip": args.flip}
     if args.resume:
-        path = utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
+        path = utils.find_checkpoint(of_trial(args.resume, trial), args.model_path)
         checkpoint = utils.load_checkpoint(path)
         flags = argparse.Namespace(**{**vars(args), "trial": trial})
         settings |= utils.check_fit(
@@ -163,7 +168,7 @@ def main() -> None:
     trials = [None] if args.dataset == "sysu" else data_manager.REGDB_TRIALS if args.trial == "all" else [args.trial]
     if args.resume:  # a missing one is better known now than after the first trial
         for trial in trials:
-            utils.find_checkpoint(args.resume.replace("{trial}", str(trial)), args.model_path)
+            utils.find_checkpoint(of_trial(args.resume, trial), args.model_path)
     name = f"untrained_{os.path.basename(args.pretrained)}" if args.pretrained else os.path.basename(args.resume)
     what = [f"{args.mode}-{args.gall_mode}"] if args.dataset == "sysu" else [f"trial-{args.trial}-{args.search}"]
     what += [args.features] * (args.features != "both") + options
@@ -173,8 +178,8 @@ def main() -> None:
     if ignored:
         log.info("note: only training uses %s: ignored", ", ".join(f"--{flag}" for flag in ignored))
     if args.save_features:
-        if os.path.isdir(args.save_features):
-            utils.fail(f"--save_features {args.save_features} is a folder: name a file")
+        if not args.save_features.endswith(".npz"):
+            utils.fail(f"--save_features {args.save_features}: give a name that ends in .npz")
         utils.make_folder(os.path.dirname(args.save_features), "--save_features")
     if args.mat:
         utils.make_folder(args.mat, "--mat")
@@ -192,7 +197,7 @@ def main() -> None:
             for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
                 results.add(search, images, features)
         if args.save_features:
-            path = args.save_features.replace("{trial}", str(trial))
+            path = of_trial(args.save_features, trial)
             save_features(path, images, features, settings, args.data_path)
             log.info("features: %s", path)
         if args.mat:

@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -39,17 +40,8 @@ TEST_FLAGS = ("drop", "img_h", "img_w")
 RUN_FLAGS = ("optim", "dist_type", "thd", "batch_size", "per_img", "mode", "seed")
 SPEED_FLAGS = ("amp", "tf32", "compile", "deterministic")  # these round differently
 # Where and how it runs, whatever it comes to; not part of a checkpoint, which is therefore the same anywhere.
-PLACE_FLAGS = (
-    "data_path",
-    "model_path",
-    "log_path",
-    "workers",
-    "gpu",
-    "cache",
-    "resume",
-    "test_only",
-    "save_every_steps",
-)
+PLACE_FLAGS = ("data_path", "model_path", "log_path", "workers", "gpu", "cache", "epochs", "resume", "test_only")
+PLACE_FLAGS += ("save_every_steps", "tensorboard")
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
@@ -92,14 +84,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--img_h {args.img_h} is too low for six stripes: give {least_height()} or more")
     if args.test_only and not args.resume:
         parser.error("--test-only scores a checkpoint: name it with --resume")
-    last_file = os.path.join(args.model_path, f"{run_name(args)}_last.t")
-    if os.path.exists(last_file):
-        if not args.resume:
-            parser.error(f"{last_file} is there already: --resume last goes on with it; to start anew remove it, "
-                         "or give another --model_path or --method")  # fmt: skip
-        args.resume = last_file if args.resume == "last" else args.resume
-    if args.resume and (args.resume != "last" or args.test_only):
-        args.resume = utils.find_checkpoint(args.resume, args.model_path)
+    if "/" in args.method:
+        parser.error(f"--method {args.method} becomes part of file names: leave out the slash")
     if args.amp == "fp16" and not torch.cuda.is_available():
         parser.error("--amp fp16 needs a GPU: give bf16, or off")
     return args
@@ -340,6 +326,7 @@ class Run:
         self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}
         self.history = torch.full((steps, 3), torch.nan, dtype=torch.float64, device=device)
         self.good_file = self.board = None
+        self.metrics_file = os.path.join(args.log_path, name, "metrics.jsonl")
 
     def file(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
@@ -377,7 +364,7 @@ class Run:
         if self.step:
             means(self.history[: self.step])
         check_weights(self.net)
-        log.debug("checkpoint: %s", self)
+        log.debug("checkpoint: %s", str(self))
         state = {
             "net": self.net.state_dict(),
             **{name: getattr(self, name) for name in self.PROGRESS},
@@ -406,9 +393,18 @@ class Run:
         # What a killed run wrote of later epochs is not shown.
         self.board = SummaryWriter(os.path.join(self.args.log_path, self.name), purge_step=self.epoch + 1)
 
+    def check_metrics(self) -> None:
+        """End the program if metrics.jsonl is of another run, which used the same --log_path."""
+        if os.path.exists(self.metrics_file):
+            with open(self.metrics_file, encoding="utf-8", errors="replace") as file:
+                there = file.read().splitlines()
+            if any(old != json.dumps(new) for old, new in zip(there, self.metrics, strict=False)) or (
+                there and not self.metrics
+            ):
+                utils.fail(f"{self.metrics_file} is of another run: give another --log_path or --method, or remove it")
+
     def write_metrics(self) -> None:
-        path = os.path.join(self.args.log_path, self.name, "metrics.jsonl")
-        with utils.whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.metrics)
 
     def restore(self, checkpoint: dict) -> None:
@@ -434,20 +430,30 @@ class Run:
             self.step, self.best = 0, {"rank1": [*self.cmc, -1.0][0], "mAP": self.mAP, "epoch": self.epoch}
         if not type(self.epoch) is type(self.step) is int or self.epoch < -1 or not 0 <= self.step <= len(self.history):
             raise ValueError("there is no such epoch or step")
-        if not all(isinstance(value, float) for value in [*self.cmc, self.mAP, self.best["rank1"], self.best["mAP"]]):
+        scores = [*self.cmc, self.mAP, self.best["rank1"], self.best["mAP"]]
+        if not all(isinstance(value, float) and math.isfinite(value) for value in scores):
             raise ValueError("a score is not a number")
-        json.dumps([self.metrics, self.best["epoch"]])
+        if type(self.best["epoch"]) not in (int, type(None)) or not isinstance(self.metrics, list):
+            raise ValueError("there is no such best epoch, or no metrics")
+        json.dumps([dict(line) for line in self.metrics])
         if "optimizer" not in checkpoint:
             return
         if checkpoint["history"].shape != (self.step, 3):
             raise ValueError("the losses are not those of its steps")
         self.history[: self.step] = checkpoint["history"]
-        own = self.optimizer.state_dict()["param_groups"]  # the flags decide these
-        self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": own})
-        for parameter in self.net.parameters():
-            tensors = [value for value in self.optimizer.state.get(parameter, {}).values() if torch.is_tensor(value)]
-            if bool(tensors) != parameter.requires_grad or any(x.shape not in (parameter.shape, ()) for x in tensors):
+        state = checkpoint["optimizer"]["state"]
+        for number, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
+            like = parameter.shape, parameter.dtype
+            if not parameter.requires_grad:
+                expected = {}
+            elif self.args.optim == "adam":
+                expected = {"step": (torch.Size(), torch.float32), "exp_avg": like, "exp_avg_sq": like}
+            else:
+                expected = {"momentum_buffer": like}
+            if {name: (x.shape, x.dtype) for name, x in state.get(number, {}).items()} != expected:
                 raise ValueError("the optimizer is of another network")
+        own = self.optimizer.state_dict()["param_groups"]  # the flags decide these
+        self.optimizer.load_state_dict({"state": state, "param_groups": own})
         if self.scaler:
             self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["rng"]["torch"])
@@ -460,7 +466,7 @@ class Run:
 
 
 def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Search) -> None:
-    """The epochs that are left. SIGINT and SIGTERM finish the step, write <run>_last.t, and end the program."""
+    """The epochs that are left. SIGINT, SIGTERM and SIGHUP finish the step, write <run>_last.t, and end the program."""
     args, net = run.args, run.net
     update = functools.partial(
         train_step, torch.compile(net) if args.compile else net, run.optimizer,
@@ -480,6 +486,7 @@ def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Se
                 tested = epoch > 0 and epoch % 2 == 0
                 scores = evaluate(net, images, search, args, run.device, check) if tested else {}
                 run.save(*run.finish_epoch(scores))
+                check()
         except FloatingPointError as error:
             kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
             raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
@@ -496,17 +503,19 @@ def main() -> None:
     utils.log_run(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic, args.tf32)
-    images, search = list_images(args)
-    checkpoint = utils.load_checkpoint(args.resume) if args.resume not in ("", "last") else None
     if args.test_only:
-        net = build_network(args, checkpoint, None).to(device, memory_format=torch.channels_last)
-        evaluate(net, images, search, args, device)
+        args.resume = utils.find_checkpoint(args.resume, args.model_path)
+        images, search = list_images(args)
+        net = build_network(args, utils.load_checkpoint(args.resume), None)
+        evaluate(net.to(device, memory_format=torch.channels_last), images, search, args, device)
         utils.write_log()
         return
-
+    logs = os.path.join(args.log_path, name)
     utils.make_folder(args.model_path, "--model_path")
-    utils.make_folder(os.path.join(args.log_path, name), "--log_path")
-    with utils.lock(os.path.join(args.model_path, name)), utils.lock(os.path.join(args.log_path, name, "metrics")):
+    utils.make_folder(logs, "--log_path")
+    with utils.lock(os.path.join(args.model_path, name)), utils.lock(os.path.join(logs, "metrics")):
+        checkpoint = find_run(args, name)
+        images, search = list_images(args)
         data = load_training_set(args)
         with utils.blame(args.data_path):
             labels = data.visible_labels, data.thermal_labels
@@ -524,9 +533,10 @@ def main() -> None:
             log.info("resumed %s, after %s", args.resume, run)
         elif args.resume:
             log.info("there is no %s to go on with: starting from the beginning", run.file("last"))
+        run.check_metrics()
         utils.write_log(after=f"checkpoint: {run}" if args.resume else None)
         if not checkpoint:
-            log.debug("checkpoint: %s", run)
+            log.debug("checkpoint: %s", str(run))
         run.write_metrics()
         if args.tensorboard is not False:
             run.open_board()
@@ -538,6 +548,22 @@ def main() -> None:
                      test_command(args, run.file("best")))  # fmt: skip
         else:
             log.info("all protocols: %s", test_command(args, run.file("last")))
+
+
+def find_run(args: argparse.Namespace, name: str) -> dict | None:
+    """The checkpoint to go on with, if there is one. A run that is there is not written over."""
+    last_file = os.path.join(args.model_path, f"{name}_last.t")
+    if os.path.exists(last_file):
+        if not args.resume:
+            utils.fail(
+                f"{last_file} is there already: --resume last goes on with it; to start anew remove it, "
+                "or give another --model_path and --log_path, or --method"
+            )
+        args.resume = last_file if args.resume == "last" else args.resume
+    if args.resume in ("", "last"):
+        return None
+    args.resume = utils.find_checkpoint(args.resume, args.model_path)
+    return utils.load_checkpoint(args.resume)
 
 
 def test_command(args: argparse.Namespace, checkpoint: str) -> str:

@@ -10,10 +10,12 @@ import codecs
 import contextlib
 import errno
 import importlib.metadata
+import io
 import json
 import logging
 import logging.handlers
 import os
+import pickletools
 import platform
 import random
 import re
@@ -43,7 +45,7 @@ PUBLISHED = {
     "regdb": {"lr": 0.0098, "epochs": 80, "w_hc": 0.58},
 }
 
-IMAGE_SIZE = ("img_h", "img_w")
+IMAGE_SIZE, LARGEST = ("img_h", "img_w"), 2048  # pixels a side
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
     def parse(text: str):
         try:
             value = kind(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {text!r}") from None
         if not least <= value < below or (above and value == least):
             start = f"{'above' if above else 'at least'} {least}"
@@ -85,9 +87,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux; elsewhere
     return [
         add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)"),
-        add("--img-w", type=number(int, 1), default=144, help="image width in pixels (%(default)s)"),
-        add("--img-h", type=number(int, 1), default=288, help="image height in pixels (%(default)s)"),
-        add("--workers", type=number(int, 0), default=cores, help="reading processes (one per core: %(default)s)"),
+        add("--img-w", type=number(int, 1, LARGEST + 1), default=144, help="image width in pixels (%(default)s)"),
+        add("--img-h", type=number(int, 1, LARGEST + 1), default=288, help="image height in pixels (%(default)s)"),
+        add("--workers", type=number(int, 0, 257), default=cores, help="reading processes (one per core: %(default)s)"),
     ]
 
 
@@ -98,12 +100,14 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         add("--dataset", choices=["sysu", "regdb"], default="sysu", help="dataset (%(default)s)"),
         *add_data_flags(parser),
         add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)"),
-        add("--low-dim", type=number(int, 1), default=512, help="dimensions of a stripe's feature (%(default)s)"),
+        add(
+            "--low-dim", type=number(int, 1, 2**16), default=512, help="dimensions of a stripe's feature (%(default)s)"
+        ),
         add("--drop", type=number(float, 0, 1), default=0.0, help="dropout before the classifiers (%(default)s)"),
         add("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path"),
         add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)"),
         add("--log-path", default="log/", help="folder of the log files (%(default)s)"),
-        add("--test-batch", type=number(int, 1), default=64, help="images per test batch (%(default)s)"),
+        add("--test-batch", type=number(int, 1, 2**16), default=64, help="images per test batch (%(default)s)"),
         add("--gpu", default="0", help="number of the GPU (%(default)s)"),
         add("--seed", type=number(int, 0, 2**32), default=1, help="seed of everything random (%(default)s)"),
     ]
@@ -116,13 +120,23 @@ def add_training_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]
     return [
         add("--lr", type=number(float, 0, above=True), help=f"learning rate; the ResNets' is a tenth {published}"),
         add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)"),
-        add("--epochs", type=number(int, 0), help=f"the last epoch: N trains N + 1 epochs, 0 to N {published}"),
-        add("--batch-size", type=number(int, 1), default=32, help="images of each modality in a batch (%(default)s)"),
-        add("--per-img", type=number(int, 1), default=8, help="of these, images of each person (%(default)s)"),
+        add("--epochs", type=number(int, 0, 10**6), help=f"the last epoch: N trains N + 1 epochs, 0 to N {published}"),
+        add(
+            "--batch-size",
+            type=number(int, 1, 2**16),
+            default=32,
+            help="images of each modality in a batch (%(default)s)",
+        ),
+        add("--per-img", type=number(int, 1, 2**16), default=8, help="of these, images of each person (%(default)s)"),
         add("--w-hc", type=number(float, 0), help=f"weight of the Hetero-Center loss {published}"),
         add("--thd", type=number(float, 0), default=0.0, help="margin of the Hetero-Center loss (%(default)s)"),
         add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)"),
-        add("--save-epoch", type=number(int, 1), default=20, help="keep each n-th epoch after the 10th (%(default)s)"),
+        add(
+            "--save-epoch",
+            type=number(int, 1, 10**6),
+            default=20,
+            help="keep each n-th epoch after the 10th (%(default)s)",
+        ),
         add("--method", default="id", help="a word for the names of the run's files (%(default)s)"),
         add("--test-only", action="store_true", help="score the --resume checkpoint and stop"),
     ]
@@ -152,13 +166,19 @@ def scoring_options(args: argparse.Namespace) -> list[str]:
 def run(main: Callable[[], None]) -> None:
     """Call a script's ``main``; what is wrong on disk or not finite becomes one line, not a traceback."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C does: temporary files go
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         main()
     except (OSError, FloatingPointError) as error:
         fail(str(error))
+    except MemoryError:
+        fail("the memory does not suffice: smaller images or a smaller --batch-size or --test-batch need less")
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
+        if "DefaultCPUAllocator" in str(error):
+            fail("the memory does not suffice: smaller images or a smaller --batch-size or --test-batch need less")
         if type(error).__name__ == "BrokenProcessPool":
             fail("a process that reads images was killed, perhaps for memory: fewer --workers need less")
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -169,7 +189,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM has come; ``status`` is the exit status that tells so."""
+    """SIGINT, SIGTERM or SIGHUP has come; ``status`` is the exit status that tells so."""
 
     def __init__(self, status: int):
         super().__init__()
@@ -178,19 +198,21 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stoppable():
-    """Yield a function that raises `Stopped` once SIGINT or SIGTERM has come; a second one ends the program at once."""
+    """Yield a function that raises `Stopped` once SIGINT, SIGTERM or SIGHUP has come; a second one ends the program."""
     received = []
 
     def note(number: int, _) -> None:
         received.append(number)
         if len(received) > 1:
-            sys.exit(128 + number)
+            os._exit(128 + number)  # at once, wherever it is; what it leaves is removed at the next start
 
     def check() -> None:
         if received:
             raise Stopped(128 + received[0])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield check
     finally:
@@ -222,8 +244,11 @@ class _Console(logging.Handler):
     """Prints around progress bars instead of through them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads any more: no reason to end a training
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 class _LogFile(logging.FileHandler):
@@ -238,7 +263,6 @@ class _Formatter(logging.Formatter):
 
 def start_log(path: str | None = None) -> None:
     """Send log lines to the screen, and keep them for the file ``path``, with the scripts' debug lines: `write_log`."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     handlers = [_Console(logging.INFO)]
     if path:
         make_folder(os.path.dirname(path), "--log_path")
@@ -373,6 +397,8 @@ def remove_partial_files(folder: str) -> None:
 @contextlib.contextmanager
 def whole_file(path: str):
     """Yield a temporary name beside ``path`` to write to; the file gets its own name only when it is whole, on disk."""
+    if os.path.isdir(path):
+        raise OSError(f"{path} is a folder: a file of that name is to be written; give another, or remove it")
     partial = f"{path}.{os.getpid()}.partial"
     try:
         with _open_locked(partial) as file:
@@ -445,39 +471,48 @@ def save_checkpoint(path: str, state: dict) -> None:
     """
     import torch
 
+    data = io.BytesIO()  # torch's own writer would not say that a disk is full
+    torch.save(_plain(state), data)
     with whole_file(path) as partial, open(partial, "wb") as file:
-        try:
-            torch.save(_plain(state), file)
-        except RuntimeError:  # torch's own word for what the disk refused
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        file.write(data.getbuffer())
 
 
-def _plain(value, device: str = "cpu"):
+def _plain(value, device: str = "cpu", room: list[int] | None = None):
     """A copy of nested dicts and lists of numbers, text and tensors, these on ``device``; equal texts are one object.
+
+    ``room``: one number, of bytes that the copy may take (and one for each of its parts); it is counted down.
 
     Raises:
         TypeError: there is something else in it, or a tensor that claims more than the memory it has.
+        MemoryError: it takes more than ``room``.
     """
     import torch
 
-    if isinstance(value, dict):
-        return {_plain(key, device): _plain(item, device) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item, device) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, str):
-        return sys.intern(str(value))
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist(), device)
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-            raise TypeError("a tensor is not a plain one")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise TypeError("a tensor is larger than its data")
-        return value.detach().to(device, copy=True)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    raise TypeError(f"{type(value).__name__} is not a plain type")
+    def part(value):
+        if room:
+            room[0] -= 1 + (value.numel() * value.element_size() if torch.is_tensor(value) else 0)
+            if room[0] < 0:
+                raise MemoryError("it holds more than its size")
+        if isinstance(value, dict):
+            return {part(key): part(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [part(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, str):
+            return sys.intern(str(value))
+        if isinstance(value, (np.ndarray, np.generic)):
+            return part(value.tolist())
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+                raise TypeError("a tensor is not a plain one")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise TypeError("a tensor is larger than its data")
+            return value.detach().to(device, copy=True)
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise TypeError(f"{type(value).__name__} is not a plain type")
+
+    return part(value)
 
 
 def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
@@ -492,10 +527,11 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
 
     check_archive(path)
     try:
+        check_names(path)
         with torch.serialization.safe_globals(_PUBLISHED_TYPES), warnings.catch_warnings(action="ignore"):
             # Mapped, a tensor cannot reach beyond the file.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        state = _plain(state, map_location)
+        state = _plain(state, map_location, [os.path.getsize(path)])
     except Exception as error:  # torch raises whatever the damage leads to
         raise OSError(
             f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}): get another copy of it"
@@ -509,7 +545,7 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
         raise OSError(f"{path} is not a checkpoint of this method: it has no 'net' with the network's weights")
     if (
         any(not isinstance(value, (str, int, float, type(None))) for value in config.values())
-        or any(type(config.get(size, 1)) is not int or not 1 <= config.get(size, 1) <= 10**4 for size in IMAGE_SIZE)
+        or any(type(config.get(size, 1)) is not int or not 1 <= config.get(size, 1) <= LARGEST for size in IMAGE_SIZE)
         or not isinstance(state.get("epoch"), (int, type(None)))
     ):
         raise OSError(f"{path}: its config or its epoch is not what train.py writes: get another copy of it")
@@ -535,6 +571,32 @@ def check_archive(path: str) -> None:
         whole = False
     if not whole:
         raise OSError(f"{path} is damaged, or claims more than it holds: get another copy of it")
+
+
+def check_names(path: str) -> None:
+    """TypeError: the pickle in a checkpoint names something else than tensors and what published checkpoints hold.
+
+    What torch.load lets pass by itself is more than that, with bytes of any size among it.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            pickles = [io.BytesIO(archive.read(name))]
+    else:
+        file = io.BytesIO(_head(path))
+        pickles = [file] * 5  # one after the other: format, its version, the machine, the content, its tensors' keys
+    for pickle in pickles:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                raise TypeError("a name is not spelt out")
+            if opcode.name == "GLOBAL" and not re.fullmatch(_NAMES, argument):
+                raise TypeError(f"{argument} is not allowed")
+
+
+def _head(path: str) -> bytes:
+    """The beginning of a file, which holds the pickles of a checkpoint of the old format."""
+    with open(path, "rb") as file:
+        return file.read(2**24)
 
 
 def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace, more: Iterable[str] = ()) -> dict:
@@ -580,6 +642,11 @@ def _latin1(text: str, encoding: str) -> bytes:
     return codecs.encode(text, encoding)
 
 
+# What a checkpoint may name: tensors, the dicts that hold them, and the numpy values of published ones.
+_NAMES = (
+    r"collections OrderedDict|torch(\.storage)? \w+Storage|torch\._utils _rebuild_(tensor(_v2)?|parameter)"
+    r"|numpy (ndarray|dtype)|numpy\._?core\.multiarray (_reconstruct|scalar)|numpy\.dtypes \w+DType|_codecs encode"
+)
 # The numpy names in published checkpoints, whose cmc is an array and mAP a scalar, under numpy 1 and 2.
 _PUBLISHED_TYPES = [
     np.ndarray,

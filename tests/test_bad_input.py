@@ -58,6 +58,11 @@ def broken(sysu_tree, tmp_path) -> Path:
         (["--batch-size", "44"], "needs 11 persons (--batch-size 44 / --per_img 4), but only 10"),
         (["--log_path", "README.md"], "--log_path README.md: cannot be written"),
         (["--model_path", "README.md/models"], "--model_path README.md/models: cannot be written"),
+        (["--low-dim", "1" + "0" * 30], "argument --low-dim: must be at least 1 and at most 65535"),
+        (["--img_w", "1" + "0" * 20], "argument --img-w: must be at least 1 and at most 2048"),
+        (["--batch-size", "1" + "0" * 5000], "argument --batch-size: must be"),
+        (["--workers", "100000"], "argument --workers: must be at least 0 and at most 256"),
+        (["--method", "a/b"], "--method a/b becomes part of file names: leave out the slash"),
     ],
 )
 def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, message):
@@ -84,6 +89,8 @@ def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, message):
         (["--dataset", "regdb", "--resume", "x.t", "--mat", "x"], "--mat is for SYSU-MM01"),
         (["--resume", f"{RUN}_best.t", "--mat", "README.md"], "--mat README.md: cannot be written"),
         (["--resume", f"{RUN}_best.t", "--features", "pool4"], "argument --features: invalid choice"),
+        (["--resume", f"{RUN}_best.t", "--save_features", f"{RUN}_best.t"], "give a name that ends in .npz"),
+        (["--resume", "{trial}_best.t"], "--resume {trial}_best.t: no such checkpoint"),
     ],
 )
 def test_bad_flags_of_testing(bad, sysu_run, tmp_path, flags, message):
@@ -104,6 +111,14 @@ def remove(*names: str):
     return damage
 
 
+def folder_instead(name: str):
+    def damage(tree: Path):
+        (tree / name).unlink()
+        (tree / name).mkdir()
+
+    return damage
+
+
 def truncate(pattern: str):
     def damage(tree: Path):
         path = sorted(tree.glob(pattern))[0]
@@ -119,6 +134,7 @@ def truncate(pattern: str):
         (damage_ids("1,two,3\n"), "the first line must hold person ids like '1,2,3', not '1,two,3'"),
         (damage_ids(""), "the first line must hold person ids"),
         (remove("cam3", "cam6"), "no training person has images in both modalities"),
+        (folder_instead("train_ir_resized_img.npy"), "train_ir_resized_img.npy is a folder"),
         (truncate("cam[12]/*/0001.jpg"), "0001.jpg cannot be read as an image"),
         (truncate("cam[36]/*/0001.jpg"), "0001.jpg cannot be read as an image"),
     ],
@@ -127,9 +143,9 @@ def test_bad_trees_for_preprocessing(bad, broken, damage, message):
     # Damage reaches a training person: all twelve are made training persons.
     (broken / "exp/train_id.txt").write_text(",".join(map(str, range(1, 13))))
     damage(broken)
-    arrays = {path: path.read_bytes() for path in broken.glob("*.npy")}
+    arrays = {path: path.read_bytes() for path in broken.glob("*.npy") if path.is_file()}
     assert message in bad("pre_process_sysu.py", "--data_path", broken)
-    assert {path: path.read_bytes() for path in broken.glob("*.npy")} == arrays
+    assert {path: path.read_bytes() for path in broken.glob("*.npy") if path.is_file()} == arrays
     assert not [*broken.glob("*.partial")]
 
 
@@ -145,6 +161,7 @@ def save_array(name: str, array: np.ndarray):
         (save_array("train_ir_resized_label.npy", np.arange(3)), "do not fit each other"),
         (save_array("train_ir_resized_img.npy", np.zeros((9, 8, 8), np.uint8)), "do not fit each other"),
         (save_array("train_ir_resized_label.npy", np.array([{}])), "is not a whole array"),
+        (save_array("train_ir_resized_img.npy", np.zeros((5, 0, 0, 3), np.uint8)), "train_ir_resized_"),
         (remove("exp/test_id.txt"), "exp/test_id.txt not found"),
         (remove("cam1", "cam4", "cam5", "cam6"), "no query has a match in the gallery"),
         (remove("cam1", "cam2", "cam4", "cam5"), "have no images in the gallery's cameras, (1, 2, 4, 5)"),
@@ -191,7 +208,7 @@ def test_checkpoint_of_another_network_or_number_of_persons(bad, sysu_run, tmp_p
     torch.save(torch.zeros(3), tmp_path / "tensor.t")
     state = EmbedNet(4, low_dim=16, arch="resnet18", pretrained="none").state_dict()
     torch.save({"net": state, "epoch": 0}, tmp_path / "four.t")
-    state.popitem(), state.popitem(), state.pop("feature3.feat_block.0.weight")
+    state.popitem(), state.popitem(), state.pop("feature3.feat_block.0.bias")
     torch.save({"net": state}, tmp_path / "holes.t")
     flags = [*TINY, *TINY_BATCH, "--data_path", sysu_run["data"], "--model_path", tmp_path, "--log_path", tmp_path]
     for name, message in (
@@ -269,12 +286,19 @@ def hostile(folder: Path, how: str) -> Path:
         "a set": {"cmc": {1, 2}},
         "nested": {"cmc": functools.reduce(lambda inner, _: [inner], range(5000), [])},
         "epoch": {"epoch": "seven"},
-        "size": {"config": {"img_h": 10**9}},
+        "size": {"config": {"img_h": 4096}},
         "size in words": {"config": {"img_w": "144"}},
         "config": {"config": {"lr": torch.zeros(3)}},
         "a billion persons": {"net": {**net, weight: torch.zeros(1, 1).expand(10**9, 16)}},
         "sparse": {"net": {**net, bias: torch.zeros(10).to_sparse()}},
-        "complex": {"net": {**net, bias: "ten"}},
+        "a word": {"net": {**net, bias: "ten"}},
+        "complex": {"net": {**net, bias: torch.zeros(10, dtype=torch.complex64)}},
+        "no persons": {"net": {**net, weight: torch.empty(0, 10**12)}},
+        "no features": {"net": {**net, weight: torch.empty(10**12, 0)}},
+        "large features": {"net": {**net, weight: torch.zeros(1, 10**6)}},
+        "many bytes": {"cmc": bytearray(10)},
+        "lists of the same lists": {"cmc": functools.reduce(lambda inner, _: [inner] * 10, range(10), 0.5)},
+        "one tensor of many names": {"metrics": [net["visible_net.visible.layer4.1.conv2.weight"]] * 500},
         "not finite": {"net": {**net, "visible_net.visible.bn1.weight": torch.full((64,), torch.nan)}},
         "another shape": {"net": {**net, bias: torch.zeros(11)}},
     }
@@ -323,7 +347,14 @@ SAFELY = "is not a checkpoint that can be loaded safely"
         ("a flipped bit", "is damaged, or claims more than it holds"),
         ("a bomb", SAFELY),
         ("truncated", "is damaged, or claims more than it holds"),
-        ("complex", "has no 'net' with the network's weights"),
+        ("many bytes", SAFELY),
+        ("lists of the same lists", SAFELY),
+        ("one tensor of many names", SAFELY),
+        ("a word", "has no 'net' with the network's weights"),
+        ("complex", "does not fit the network: classifier1.classifier.1.bias is torch.complex64"),
+        ("no persons", "another network than this method's"),
+        ("no features", "another network than this method's"),
+        ("large features", "another network than this method's"),
         ("epoch", "its config or its epoch is not what train.py writes"),
         ("size", "its config or its epoch is not what train.py writes"),
         ("size in words", "its config or its epoch is not what train.py writes"),
@@ -349,6 +380,9 @@ def test_hostile_checkpoints(bad, capsys, sysu_tree, tmp_path, how, message):
             {"optimizer": {"state": {number: {"momentum_buffer": torch.zeros(3)} for number in range(200)}}},
             "of another network",
         ),
+        ({"optimizer": {"momentum_buffer": torch.tensor(0.5)}}, "of another network"),
+        ({"optimizer": {"momentum_buffer": lambda x: x.long()}}, "of another network"),
+        ({"optimizer": {"momentum": lambda x: x}}, "of another network"),
         ({"rng": {"torch": torch.zeros(3), "cuda": None}}, "its training state is damaged"),
         ({"rng": None}, "its training state is damaged"),
         ({"step": 10**9}, "there is no such epoch or step"),
@@ -356,15 +390,32 @@ def test_hostile_checkpoints(bad, capsys, sysu_tree, tmp_path, how, message):
         ({"epoch": -7}, "there is no such epoch or step"),
         ({"cmc": "high"}, "a score is not a number"),
         ({"best": {}}, "its training state is damaged"),
+        ({"best": {"rank1": float("nan"), "mAP": 0.5, "epoch": 2}}, "a score is not a number"),
+        ({"best": {"rank1": 0.5, "mAP": 0.5, "epoch": "two"}}, "there is no such best epoch"),
         ({"metrics": [torch.zeros(1)]}, "its training state is damaged"),
+        ({"metrics": 5}, "or no metrics"),
+        ({"metrics": [{"epoch": torch.zeros(1)}]}, "its training state is damaged"),
     ],
 )
 def test_training_states_that_do_not_hold_together(bad, sysu_run, tmp_path, change, message):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_last.t"))
+    ((name, value),) = (change.get("optimizer") or {"state": 0}).items() or [("state", 0)]
+    if name.startswith("momentum"):  # of each parameter, instead of its own
+        momenta = {number: own["momentum_buffer"] for number, own in state["optimizer"]["state"].items()}
+        change = {number: {name: value(x) if callable(value) else value} for number, x in momenta.items()}
+        change = {"optimizer": {"state": change}}
     torch.save(state | change, tmp_path / "state.t")
     flags = [*TINY, *TINY_BATCH, "--lr", 0.01, "--drop", 0.3, "--data_path", sysu_run["data"], "--epochs", 9]
     flags += ["--model_path", tmp_path, "--log_path", tmp_path]
     assert message in bad("train.py", *flags, "--resume", tmp_path / "state.t")
+
+
+def test_metrics_of_another_run_are_not_lost(bad, sysu_run, tmp_path):
+    """The same command with other --model_path but the same --log_path."""
+    flags = [*TINY, *TINY_BATCH, "--lr", 0.01, "--drop", 0.3, "--data_path", sysu_run["data"], "--epochs", 3]
+    flags += ["--model_path", tmp_path, "--log_path", sysu_run["logs"]]
+    for resume in ([], ["--resume", "last"]):
+        assert "metrics.jsonl is of another run: give another --log_path" in bad("train.py", *flags, *resume)
 
 
 def test_resuming_on_other_persons(bad, sysu_run, broken, tmp_path):
@@ -519,7 +570,8 @@ def test_results_of_others(bad, tmp_path, text, message):
         ("report", [], "the following arguments are required"),
         ("report", ["a=good.json", "a=good.json"], "two files have one label"),
         ("report", ["good.json", "--features", "pool5"], "has no pool5 features, but fc"),
-        ("report", ["."], ". not found: give a JSON file"),
+        ("report", ["."], "metrics.jsonl not found: give the folder of a run"),
+        ("report", ["nothing.json"], "nothing.json not found: give a JSON file"),
         ("score", [], "the following arguments are required"),
         ("score", ["f.npz", "--gallery", "official"], "--gallery official and --rand_perm FILE"),
         ("score", ["f.npz", "--gallery", "official", "--rand-perm", "f.npz"], "is not the rand_perm_cam.mat"),
@@ -549,13 +601,20 @@ def test_results_of_others(bad, tmp_path, text, message):
         ("make_synthetic", ["--dataset", "sysu", "--out", "x", "--ids", "3"], "--ids from 5"),
         ("make_synthetic", ["--dataset", "regdb", "--out", "x", "--seed", "-1"], "must be at least 0"),
         ("benchmark", ["speed"], "invalid choice: 'speed'"),
+        ("visualize", ["samples", ".", "--out", "there.png"], "there.png is a file of the dataset"),
+        ("report", ["good.json", "--out", "good.json"], "give a name that ends in .html"),
+        ("make_synthetic", ["--dataset", "sysu", "--out", "/"], "/ cannot be made: give another --out"),
         ("benchmark", ["train", "--steps", "0"], "must be at least 1"),
+        ("benchmark", ["data", "--batch-size", "10"], "--batch-size 10 is not a multiple of 8"),
+        ("benchmark", ["train", "--only", "nothing"], "--only nothing: no row ends so"),
+        ("benchmark", ["train", "--json", "good.txt"], "give a name that ends in .json"),
         ("killtest", ["--kills", "0"], "must be at least 1"),
     ],
 )
 def test_bad_flags_of_tools(bad, monkeypatch, tmp_path, tool, flags, message):
     (tmp_path / "good.json").write_text(result())
     (tmp_path / "text.npz").write_text("text")
+    (tmp_path / "there.png").write_text("picture")
     np.savez(tmp_path / "f.npz", fc=np.eye(3))
     features_file(tmp_path / "good.npz")
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_bad_input import result
@@ -232,6 +232,7 @@ def test_damaged_results(place, data):
         assert table({"label": found}, feature)
 
 
+@settings(max_examples=settings.default.max_examples // 5)  # each starts a process
 @given(data=st.data())
 def test_damaged_permutations(place, data):
     """Compressed, as the official file is, which has checksums for that."""

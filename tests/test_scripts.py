@@ -84,7 +84,8 @@ def test_all_sysu_protocols_in_one_go(sysu_run, tmp_path):
     # Stripes of unit length: Euclidean distance and dot product rank alike.
     assert f"{100 * found['all-search single-shot', 'fc']['mean']['mAP']:.2f} ±" in euclidean
     assert len([*tmp_path.glob("*.json")]) == 2  # the results above are still there
-    table = succeed("-m tools.report", f"trained={next(tmp_path.glob('*_both-both.json'))}")
+    result = next(tmp_path.glob("*_both-both.json"))
+    table = succeed("-m tools.report", f"trained={result}", "--out", tmp_path / "r.html")
     for text in (f"{100 * row['mean']['mAP']:.2f}", f"{100 * first['mAP']:.2f}"):
         assert text in out + next(tmp_path.glob("*_both-both.log")).read_text()
     assert table.count("chance") == table.count("trained") == 4
@@ -155,10 +156,15 @@ def test_periodic_checkpoints_and_the_schedule(sysu_tree, tmp_path):
         np.save(tree / f"train_{modality}_resized_img.npy", noise)
         np.save(tree / f"train_{modality}_resized_label.npy", labels)
     out = ["--data_path", tree, "--model_path", tmp_path, "--log_path", tmp_path, "--workers", 0]
-    log = succeed("train.py", *flags, *out, "--epochs", 31, "--save_epoch", 15)
-    assert sorted(re.findall(r"epoch_(\d+)\.t", " ".join(p.name for p in tmp_path.glob("*.t")))) == ["15", "30"]
-    rates = [float(rate) for rate in re.findall(r"lr ([\d.e-]+)", log)]
-    np.testing.assert_allclose([rates[0], rates[-1]], [0.008, 0.0008])
+    net = EmbedNet(4, low_dim=16, arch="resnet18", pretrained="none").state_dict()
+    rates = []
+    for start, end in ((8, 12), (28, 30)):
+        utils.save_checkpoint(str(tmp_path / "start.t"), {"net": net, "epoch": start, "cmc": [1.0] * 20, "mAP": 1.0})
+        logs = [*out, "--log_path", tmp_path / str(start), "--resume", tmp_path / "start.t", "--save_epoch", 3]
+        log = succeed("train.py", *flags, *logs, "--epochs", end)
+        rates += [float(rate) for rate in re.findall(r"lr ([\d.e-]+)", log)]
+    assert sorted(re.findall(r"epoch_(\d+)\.t", " ".join(p.name for p in tmp_path.glob("*.t")))) == ["12", "30"]
+    np.testing.assert_allclose(rates, [0.008] * 5 + [0.0008])
 
 
 def test_regdb_all_trials_both_directions(regdb_tree, tmp_path):
@@ -166,11 +172,13 @@ def test_regdb_all_trials_both_directions(regdb_tree, tmp_path):
     for trial in (1, 2):
         succeed("train.py", *TINY, *TINY_BATCH, *out, "--epochs", 0, "--trial", trial)
     name = "regdb_id_resnet18_lr0.0098_whc0.58_trial{}_lowdim16_imgh96_imgw32_batchsize8_perimg4_pretrainednone_last.t"
+    state = utils.load_checkpoint(str(tmp_path / name.format(2)))
     for trial in range(3, 11):  # ten models are ten trainings; here the second one's weights pose as the others'
-        state = utils.load_checkpoint(str(tmp_path / name.format(2)))
-        state["config"]["trial"] = trial
-        utils.save_checkpoint(str(tmp_path / name.format(trial)), state)
-    succeed("test.py", *out, "--trial", "all", "--search", "both", "--resume", name.replace("{}", "{trial}"))
+        posing = {"net": state["net"], "epoch": 0, "config": state["config"] | {"trial": trial}}
+        utils.save_checkpoint(str(tmp_path / name.format(trial)), posing)
+    succeed(
+        "test.py", *out, "--workers", 0, "--trial", "all", "--search", "both", "--resume", name.replace("{}", "{trial}")
+    )
     found = results(tmp_path)
     assert {search for search, _ in found} == {"v2t", "t2v"}
     assert all(len(row["trials"]) == 10 for row in found.values())

@@ -101,17 +101,15 @@ def test_make_synthetic_leaves_other_folders_alone(sysu_tree, tmp_path):
     assert digest(tmp_path / "tree") == before and not (tmp_path / "few").exists()
 
 
-def test_contact_sheet(sysu_tree, regdb_tree, tmp_path):
+def test_contact_sheet(sysu_tree, regdb_tree, call, tmp_path):
     for tree, columns in ((sysu_tree, 6), (regdb_tree, 2)):
-        succeed("-m tools.visualize samples", tree, "--out", tmp_path / "sheet.png", "--persons", 20)
+        call("-m tools.visualize", "samples", tree, "--out", tmp_path / "sheet.png", "--persons", 20)
         with Image.open(tmp_path / "sheet.png") as sheet:
             pixels = np.asarray(sheet)
         persons = 12 if columns == 6 else 8
         cells = pixels[16:, 44:].reshape(persons, 163, columns, 75, 3)[:, :160, :, :72].std(axis=(1, 3, 4))
         present = [[*tree.glob(f"cam*/{pid:04d}/")] for pid in range(1, 13)] if columns == 6 else [[0, 0]] * 8
         assert (cells > 5).sum(axis=1).tolist() == [len(folders) for folders in present]  # the others are plain grey
-    nothing = run_script("-m tools.visualize samples", tmp_path, "--out", tmp_path / "sheet.png")
-    assert nothing.returncode == 2 and "neither cam1..cam6" in nothing.stderr
 
 
 @pytest.mark.parametrize(

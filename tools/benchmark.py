@@ -10,6 +10,7 @@ Ratios are taken in one run; they mean more than the seconds.
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import time
 import tracemalloc
@@ -267,10 +268,12 @@ def benchmark_train(args: argparse.Namespace) -> None:
         variants["ours, --no-deterministic"] = {"deterministic": False}
         variants["ours, --tf32"] = {"tf32": True}
         variants["ours, --amp bf16 --compile --no-deterministic"] = {**fast, "deterministic": False}
+    if args.only and not any(name.endswith(tuple(args.only)) for name in variants):
+        utils.fail(f"--only {' '.join(args.only)}: no row ends so; there are {', '.join(variants)}")
     found = {}
     context = multiprocessing.get_context("spawn")
     for name, flags in variants.items():
-        if args.only and not any(name.endswith(only) for only in args.only):
+        if args.only and not name.endswith(tuple(args.only)):
             continue
         with ProcessPoolExecutor(1, mp_context=context) as pool:  # memory and compiled code of others do not count
             found[name] = pool.submit(measure, args, flags).result()
@@ -301,10 +304,10 @@ def build_parser() -> argparse.ArgumentParser:
     steps = commands.add_parser("train", help="training steps")
     for command, benchmark, n, workers in ((data, benchmark_data, 30, (0, 1, 2)), (steps, benchmark_train, 5, (4,))):
         add = command.add_argument
-        add("--batch-size", type=utils.number(int, 8), default=64, help="images of both modalities (%(default)s)")
-        add("--img-h", type=utils.number(int, 81), default=288, help="image height (%(default)s)")
-        add("--img-w", type=utils.number(int, 1), default=144, help="image width (%(default)s)")
-        add("--steps", type=utils.number(int, 1), default=n, help="batches to time (%(default)s)")
+        add("--batch-size", type=utils.number(int, 8, 1025), default=64, help="images of both modalities (%(default)s)")
+        add("--img-h", type=utils.number(int, 81, utils.LARGEST + 1), default=288, help="image height (%(default)s)")
+        add("--img-w", type=utils.number(int, 1, utils.LARGEST + 1), default=144, help="image width (%(default)s)")
+        add("--steps", type=utils.number(int, 1, 10**4), default=n, help="batches to time (%(default)s)")
         add("--workers", type=utils.number(int, 0), nargs="+", default=workers,
             help="of the loader that takes an image at a time (%(default)s)")  # fmt: skip
         add("--gpu", default="0", help="number of the GPU (%(default)s)")
@@ -319,6 +322,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    if getattr(args, "batch_size", 0) % (2 * PER_IMG):
+        utils.fail(f"--batch-size {args.batch_size} is not a multiple of {2 * PER_IMG}")
+    if getattr(args, "json", None):
+        if not args.json.endswith(".json"):
+            utils.fail(f"--json {args.json}: give a name that ends in .json")
+        utils.make_folder(os.path.dirname(args.json), "--json")
     args.benchmark(args)
 
 

@@ -515,6 +515,8 @@ def write_tree(out: Path, settings: dict, counts: Counts, lists: dict[str, str],
     The work goes on in a folder beside `out`, which takes its name once `synthetic.json` is written.
     """
     out = Path(out).resolve()
+    if not out.name:
+        raise OSError(f"{out} cannot be made: give another --out")
     part = out.with_name(out.name + ".synthetic-partial")
     note = json.dumps(settings | {"version": VERSION, "pillow": PIL.__version__}, indent=1) + "\n"
     if (out / "synthetic.json").is_file() and (out / "synthetic.json").read_bytes() == note.encode():

@@ -201,13 +201,15 @@ def page(report: Report, feature: str) -> str:
 
 def main() -> None:
     args = build_parser().parse_args()
+    if args.out.suffix != ".html":
+        utils.fail(f"--out {args.out}: give a name that ends in .html")
     utils.make_folder(str(args.out.parent), "--out")
     report = gather(labelled(args.files), args.features)
     if report.results:
         print(table(report.results, args.features))
     text = page(report, args.features)
     with utils.whole_file(str(args.out)) as partial:
-        Path(partial).write_text(text, encoding="utf-8")
+        Path(partial).write_text(text, encoding="utf-8", errors="backslashreplace")
     print(f"\nthe same with pictures: {args.out}")
 
 

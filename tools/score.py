@@ -32,6 +32,7 @@ import utils
 from eval_metrics import Results
 
 LISTS = ("pids", "camids", "paths")
+FLOATS = (np.float16, np.float32, np.float64)
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def load_features(
         arrays = {only: arrays[only]}
     if not isinstance(network, dict):
         raise OSError(f"{path}: network must be a JSON object")
+    if not (network.get("trial") is None or (type(network["trial"]) is int and network["trial"] >= 0)):
+        raise OSError(f"{path}: the trial in network must be a number from 0 on, not {network['trial']!r}")
     n, cameras = len(paths), 6 if dataset == "sysu" else 2
     if any(x.shape != (n,) for x in (pids, camids, paths)) or {pids.dtype.kind, camids.dtype.kind} - {*"iu"}:
         raise OSError(f"{path}: pids, camids and paths must be lists of one length, the first two of whole numbers")
@@ -87,7 +90,7 @@ def load_features(
     if not n or camids.min() < 1 or camids.max() > cameras:
         raise OSError(f"{path}: camids must be 1 to {cameras} for {dataset}: is --dataset {dataset} right?")
     for name, values in arrays.items():
-        if values.ndim != 2 or len(values) != n or values.dtype.kind != "f" or not np.isfinite(values).all():
+        if values.ndim != 2 or len(values) != n or values.dtype not in FLOATS or not np.isfinite(values).all():
             raise OSError(f"{path}: {name} {values.shape} {values.dtype} is not ({n}, dim) finite float features")
     if not arrays or "chance" in arrays:
         raise OSError(f"{path} must hold features, arrays ({n}, dim) of any name but chance")

@@ -105,7 +105,7 @@ def read_metrics(path: str) -> list[dict]:
             metrics = [{name: float(value) for name, value in json.loads(line).items()} for line in lines]
         if metrics and all({"epoch", "lr", "CE", "HC"} <= {*line} for line in metrics):
             return metrics
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, RecursionError, OverflowError):
         pass
     raise OSError(f"{file} holds no finished epoch, or is not the metrics.jsonl of a run")
 
@@ -152,7 +152,7 @@ def read_results(path: str) -> dict:
         }
         places = {name: place if isinstance(place, str) else "" for name, place in places.items()}
         return {"rows": rows, "cmc": cmc, "counts": counts, "options": options, "dataset": dataset, **places}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise OSError(f"{path} is not a JSON file that test.py wrote: give one, or run test.py again") from None
 
 
@@ -634,7 +634,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = command("samples", draw_samples, "contact sheet of persons x cameras of a dataset")
     add("tree", type=Path, help="SYSU-MM01 or RegDB root folder")
     add_number(add, "--persons", 8, "rows")
-    add_number(add, "--per-camera", 1, "images in each cell")
+    add("--per-camera", type=utils.number(int, 1, 101), default=1, help="images in each cell (%(default)s)")
     add_number(add, "--seed", 0, "which persons and images", 0)
     return parser
 
@@ -689,6 +689,9 @@ def draw_samples(args: argparse.Namespace) -> Image.Image:
 
 def main() -> None:
     args = build_parser().parse_args()
+    root = getattr(args, "tree", None) or getattr(args, "data_path", None)
+    if root and args.out.exists() and args.out.resolve().is_relative_to(Path(root).resolve()):
+        utils.fail(f"--out {args.out} is a file of the dataset: give a name outside of {root}")
     save(args.draw(args), args.out, args.pdf)
 
 
