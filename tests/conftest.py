@@ -56,6 +56,17 @@ def call(monkeypatch):
     return run
 
 
+@pytest.fixture
+def output(call, capsys):
+    """Run a script or tool in this process; gives what it printed."""
+
+    def run(script: str, *flags) -> str:
+        call(script, *flags)
+        return capsys.readouterr().out
+
+    return run
+
+
 def files_of(*places: Path) -> dict[Path, tuple]:
     """All files below some folders, and what tells a file that was written to: identity, size and time."""
     files = {file for place in places for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file()}

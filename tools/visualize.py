@@ -233,6 +233,8 @@ def curves(runs: dict[str, list[dict]]) -> Figure:
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelbottom=True)
+        if not np.isfinite(axis.dataLim.y1):
+            axis.text(0.5, 0.5, "not tested yet", transform=axis.transAxes, ha="center", color="#595959")
         if name == "lr":
             axis.set_yscale("log")
         else:
