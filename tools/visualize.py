@@ -239,6 +239,8 @@ def curves(runs: dict[str, list[dict]]) -> Figure:
             axis.set_yscale("log")
         else:
             axis.set_ylim(0, 1.05 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) and axis.dataLim.y1 > 0 else 1)
+    epochs = [line["epoch"] for metrics in runs.values() for line in metrics]
+    axes.flat[0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)  # of all, which share it
     axes.flat[-1].axis("off")
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
     return figure
