@@ -556,8 +556,8 @@ def find_run(args: argparse.Namespace, name: str) -> dict | None:
     if os.path.exists(last_file):
         if not args.resume:
             utils.fail(
-                f"{last_file} is there already: --resume last goes on with it; to start anew remove it, "
-                "or give another --model_path and --log_path, or --method"
+                f"{last_file} is there already: --resume last goes on with it; to start anew give another --model_path "
+                "and --log_path, or --method, or remove it and the run's metrics.jsonl"
             )
         args.resume = last_file if args.resume == "last" else args.resume
     if args.resume in ("", "last"):

@@ -152,7 +152,11 @@ def pictures(report: Report, feature: str) -> Iterator[tuple[str, str, Figure]]:
         words = "The share of queries with a match among the first ranks."
         yield "CMC", words, visualize.cmc(report.results, feature)
     if report.metrics:
-        yield "Training", "Means of each epoch; every second one is tested.", visualize.curves(report.metrics)
+        yield (
+            "Training",
+            "Means of each epoch; every second one is tested.",
+            visualize.curves(report.metrics, tuple(report.results)),
+        )
     if report.features:
         words = (
             "Each mark is an image; a line joins the centers of a person's visible and infrared images, "

@@ -219,17 +219,23 @@ def describe(features: Features) -> str:
 
 
 @styled
-def curves(runs: dict[str, list[dict]]) -> Figure:
-    """Losses, learning rate, rank-1 and mAP of some runs over the epochs."""
+def curves(runs: dict[str, list[dict]], order: tuple[str, ...] = ()) -> Figure:
+    """Losses, learning rate, rank-1 and mAP of some runs over the epochs.
+
+    ``order``: labels of another picture, whose lines for them look the same.
+    """
+    styles = dict(zip(dict.fromkeys([*order, *runs]), itertools.cycle(line_styles()), strict=False))
     panels = {"CE": "cross-entropy, per stripe", "HC": "Hetero-Center loss, per stripe", "lr": "learning rate",
               "fc_rank1": "rank-1 of fc, %", "fc_mAP": "mAP of fc, %"}  # fmt: skip
     figure, axes = new_figure(2, 3, (4.2, 3.2), "Training: " + ", ".join(map(shorten, runs)), sharex=True)
     for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
-        for style, (label, metrics) in zip(line_styles(), runs.items(), strict=False):
+        for label, metrics in runs.items():
             points = [(line["epoch"], line[name]) for line in metrics if name in line]
             epochs, values = np.array(points).reshape(-1, 2).T
             scale = 100 if name.startswith("fc") else 1
-            axis.plot(epochs, scale * values, label=shorten(label, 40), **style, markevery=max(1, len(points) // 15))
+            axis.plot(
+                epochs, scale * values, label=shorten(label, 40), **styles[label], markevery=max(1, len(points) // 15)
+            )
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelbottom=True)
@@ -270,7 +276,7 @@ def cmc(results: dict[str, dict], feature: str = "fc") -> Figure:
     for axis, protocol in zip(axes.flat, first["counts"], strict=False):
         curves = {"chance": first["cmc"][protocol, "chance"]}
         curves |= {label: found["cmc"][protocol, feature] for label, found in results.items()}
-        styles = [{"color": "#777777", "linestyle": ":"}, *line_styles()]
+        styles = itertools.chain([{"color": "#777777", "linestyle": ":"}], itertools.cycle(line_styles()))
         for style, (label, trials) in zip(styles, curves.items(), strict=False):
             mean, std = 100 * trials.mean(axis=0), 100 * trials.std(axis=0)
             ranks = np.arange(1, len(mean) + 1)
