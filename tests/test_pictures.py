@@ -28,6 +28,7 @@ from tools.visualize import (
     read_metrics,
     read_network,
     read_results,
+    short_names,
     stripe_parts,
 )
 
@@ -81,9 +82,7 @@ def test_embedding_joins_the_centers_of_a_person():
     near, far = drawn(5, 4, gap=0.1), drawn(5, 4, gap=3.0)
     figure = embedding({"near": near, "far": far}, persons=3, method="pca")
     words = texts(figure)
-    found = [
-        float(line.split("centers: ")[1].split(";")[0]) for line in words.splitlines() if "between a person" in line
-    ]
+    found = [float(line.split("same person ")[1].split(",")[0]) for line in words.splitlines() if "same person" in line]
     np.testing.assert_allclose(found, [0.1, 3.0], atol=0.05)
     for axis, features in zip(figure.axes, (near, far), strict=True):
         assert len(axis.lines) == 3
@@ -142,7 +141,7 @@ def test_ranked_lists_frame_hits_and_leave_out_the_same_room(sysu_tree):
     rows = np.array(figure.axes).reshape(-1, 11)
     precisions = []
     for row in rows:
-        kind, precision, who = row[0].get_title().split("\n")
+        kind, precision, match, who = row[0].get_title().split("\n")
         pid, cam = (int(word) for word in who.split()[1::2])
         (i,) = (
             i for i, q in enumerate(search.query)
@@ -153,6 +152,8 @@ def test_ranked_lists_frame_hits_and_leave_out_the_same_room(sysu_tree):
         dist = -(values[own.query] @ values[own.gallery].T) / np.linalg.norm(values[own.gallery], axis=1)
         scores = eval_sysu(dist, images.pids[own.query], images.pids[own.gallery], [cam], images.camids[own.gallery])
         assert precision == f"AP {scores.mAP:.0%}"
+        ranking = own.gallery[np.argsort(dist[0] + 9 * ((cam == 3) & (images.camids[own.gallery] == 2)), kind="stable")]
+        assert match == f"1st match {np.flatnonzero(images.pids[ranking] == pid)[0] + 1}"
         precisions.append((kind, scores.mAP))
         assert ("the same room" in row[0].get_xlabel()) == (cam == 3)
         for axis in row[1:]:
@@ -162,8 +163,11 @@ def test_ranked_lists_frame_hits_and_leave_out_the_same_room(sysu_tree):
                 assert ("✓" in place) == hit
                 assert to_hex(axis.spines["top"].get_edgecolor()) == (visualize.HIT if hit else visualize.MISS).lower()
                 assert not (cam == 3 and camera == "cam 2")
-    assert [kind for kind, _ in precisions] == ["best"] * 3 + ["random"] * 3 + ["worst"] * 3
-    assert min(precisions[:3])[1] >= max(p for _, p in precisions[6:])
+    kinds = [kind for kind, _ in precisions]
+    persons = len(np.unique(images.pids[search.query]))
+    assert kinds == ["best"] * min(3, persons) + ["random"] * 3 + ["worst"] * min(3, persons)
+    of_kind = {kind: [p for k, p in precisions if k == kind] for kind in kinds}
+    assert max(of_kind["best"]) >= max(of_kind["random"]) and min(of_kind["worst"]) <= min(of_kind["random"])
     assert "SYSU-MM01, all-search multi-shot, trial 0; checkpoint: net.t" in texts(figure).replace("\n", " ")
 
 
@@ -216,3 +220,26 @@ def test_features_of_a_file(tmp_path):
     features_file(tmp_path / "f.npz", other=np.eye(24))
     assert read_features(str(tmp_path / "f.npz"), "sysu", "").kind == "fc"
     assert read_features(str(tmp_path / "f.npz"), "sysu", "other").kind == "other"
+
+
+def test_long_names_are_told_apart():
+    names = [f"sysu_id_resnet50_lr0.008_whc{w}_{'x' * 40}_last.t" for w in ("0", "0.1", "0.60")]
+    assert [*short_names(names).values()] == ["…whc0…", "…whc0.1…", "…whc0.60…"]
+    assert [*short_names(["CE", "CE + HC"]).values()] == ["CE", "CE + HC"]
+    alike = ["a" * 60 + "b" + "c" * 60, "a" * 60 + "d" + "c" * 60]
+    assert len({*short_names(alike).values()}) == 2
+
+
+def test_every_panel_shows_its_histograms():
+    """Also those whose distances lie far from the others'."""
+    near, far = drawn(4, 3), drawn(4, 3, gap=9.0)
+    near = near._replace(values=near.values + 100)  # all alike
+    figure = distances({"near": near, "far": far, "$a_{": near})
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        for patch in axis.patches:
+            values, edges, _ = patch.get_data()
+            used = np.flatnonzero(values)
+            assert low <= edges[used[0] + 1] and edges[used[-1]] <= high
+            np.testing.assert_allclose((values * np.diff(edges)).sum(), 1, rtol=0.02)
+    assert texts(figure)

@@ -43,7 +43,7 @@ h2 {{ font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--lin
 table {{ border-collapse: collapse; overflow-wrap: normal; }}
 figcaption {{ text-align: left; color: var(--faint); padding: .3rem 0; }}
 th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th:first-child {{ text-align: left; }}
+th:first-child {{ text-align: left; position: sticky; left: 0; background: var(--back); }}
 figure {{ margin: 1.5rem 0; }}
 @media (max-width: 40rem) {{ th, td {{ padding: .25rem .35rem; font-size: .85rem; }} }}
 img {{ width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; display: block; }}
@@ -152,10 +152,12 @@ def pictures(report: Report, feature: str) -> Iterator[tuple[str, str, Figure]]:
         words = "The share of queries with a match among the first ranks."
         yield "CMC", words, visualize.cmc(report.results, feature)
     if report.metrics:
+        datasets = {visualize.DATASETS[found["dataset"]] for found in report.results.values()}
+        where = f"on {datasets.pop()}" if datasets else ""
         yield (
             "Training",
-            "Means of each epoch; every second one is tested.",
-            visualize.curves(report.metrics, tuple(report.results)),
+            "Means of each epoch; rank-1 and mAP of those that were tested.",
+            visualize.curves(report.metrics, tuple(report.results), where),
         )
     if report.features:
         words = (
@@ -199,7 +201,8 @@ def page(report: Report, feature: str) -> str:
         sections.append(f"<h2>{html.escape(title)}</h2>\n<figure>{caption}<div class=wide>{image}</div></figure>")
     if report.results and not report.features:
         sections.append("<p>Pictures of features need a file of test.py --save_features.</p>")
-    labels = ", ".join(dict.fromkeys([*report.results, *report.metrics]))
+    found = [*dict.fromkeys([*report.results, *report.metrics])]
+    labels = ", ".join(found) if len(found) < 5 else f"{len(found)} results and runs"
     return PAGE.format(title=html.escape(f"Hetero-Center loss: {labels}"), sections="\n".join(sections))
 
 

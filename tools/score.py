@@ -87,7 +87,9 @@ def load_features(
         raise OSError(f"{path}: paths must be text, another one for each image")
     if dataset == "sysu" and n and camids.max() <= 2:
         raise OSError(f"{path}: camids are 1 and 2 only: is it RegDB? Give --dataset regdb")
-    if not n or camids.min() < 1 or camids.max() > cameras:
+    if not n:
+        raise OSError(f"{path} holds the features of no images")
+    if camids.min() < 1 or camids.max() > cameras:
         raise OSError(f"{path}: camids must be 1 to {cameras} for {dataset}: is --dataset {dataset} right?")
     for name, values in arrays.items():
         if values.ndim != 2 or len(values) != n or values.dtype not in FLOATS or not np.isfinite(values).all():

@@ -20,7 +20,7 @@ import os
 import random
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 import data_manager
 import utils
@@ -43,11 +43,11 @@ from tools.score import load_features
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; their yellow is too light for lines.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-HIT, MISS = "#009E73", "#D55E00"
+HIT, MISS = "#009E73", "#C62D1F"
 STYLE = {
     "font.size": 13, "axes.titlesize": 13, "legend.fontsize": 12, "figure.titlesize": 15, "savefig.dpi": 100,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "pdf.fonttype": 42,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "pdf.fonttype": 42, "text.parse_math": False,
 }  # fmt: skip
 MEASURES = {
     "rank1": "rank-1",
@@ -212,37 +212,59 @@ def shorten(text: str, length: int = 48) -> str:
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-(length - length // 2 - 1) :]}"
 
 
-def describe(features: Features) -> str:
-    """Which checkpoint features come from, for a title."""
-    checkpoint = features.network.get("checkpoint")
-    return shorten(os.path.basename(checkpoint)) if isinstance(checkpoint, str) else "no checkpoint"
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Of each name, if they are long, what tells it from the others."""
+    names = [*dict.fromkeys(names)]
+    if len(names) < 2 or max(map(len, names)) <= 40:
+        return {name: shorten(name) for name in names}
+    words = [name.split("_") for name in names]
+    start, end, least = 0, 0, min(map(len, words)) - 1
+    while start < least and len({own[start] for own in words}) == 1:
+        start += 1
+    while start + end < least and len({own[-1 - end] for own in words}) == 1:
+        end += 1
+    own = {
+        name: "…" * (start > 0) + "_".join(parts[start : len(parts) - end]) + "…" * (end > 0)
+        for name, parts in zip(names, words, strict=True)
+    }
+    short = {name: shorten(text) for name, text in own.items()}
+    return short if len({*short.values()}) == len(names) else own
+
+
+def checkpoints(panels: dict[str, Features]) -> dict[str, str]:
+    """Which checkpoint each panel's features come from, as a caption."""
+    found = {label: features.network.get("checkpoint") for label, features in panels.items()}
+    found = {label: os.path.basename(name) if isinstance(name, str) else "" for label, name in found.items()}
+    short = short_names(filter(None, found.values()))
+    return {label: f"checkpoint: {short[name]}" if name else "no checkpoint named" for label, name in found.items()}
 
 
 @styled
-def curves(runs: dict[str, list[dict]], order: tuple[str, ...] = ()) -> Figure:
+def curves(runs: dict[str, list[dict]], order: tuple[str, ...] = (), where: str = "") -> Figure:
     """Losses, learning rate, rank-1 and mAP of some runs over the epochs.
 
-    ``order``: labels of another picture, whose lines for them look the same.
+    ``order``: labels of another picture, whose lines for them look the same. ``where``: the dataset, if known.
     """
+    names = short_names(runs)
     styles = dict(zip(dict.fromkeys([*order, *runs]), itertools.cycle(line_styles()), strict=False))
     panels = {"CE": "cross-entropy, per stripe", "HC": "Hetero-Center loss, per stripe", "lr": "learning rate",
               "fc_rank1": "rank-1 of fc, %", "fc_mAP": "mAP of fc, %"}  # fmt: skip
-    figure, axes = new_figure(2, 3, (4.2, 3.2), "Training: " + ", ".join(map(shorten, runs)), sharex=True)
+    figure, axes = new_figure(2, 3, (4.2, 3.2), f"Training {where}".strip(), sharex=True)
     for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
         for label, metrics in runs.items():
             points = [(line["epoch"], line[name]) for line in metrics if name in line]
             epochs, values = np.array(points).reshape(-1, 2).T
             scale = 100 if name.startswith("fc") else 1
-            axis.plot(
-                epochs, scale * values, label=shorten(label, 40), **styles[label], markevery=max(1, len(points) // 15)
-            )
+            axis.plot(epochs, scale * values, label=names[label], **styles[label], markevery=max(1, len(points) // 15))
         axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axis.tick_params(labelbottom=True)
         if not np.isfinite(axis.dataLim.y1):
-            axis.text(0.5, 0.5, "not tested yet", transform=axis.transAxes, ha="center", color="#595959")
+            axis.text(0.5, 0.5, "no epoch was tested", transform=axis.transAxes, ha="center", color="#595959")
         if name == "lr":
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
         else:
             axis.set_ylim(0, 1.05 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) and axis.dataLim.y1 > 0 else 1)
     epochs = [line["epoch"] for metrics in runs.values() for line in metrics]
@@ -273,6 +295,7 @@ def cmc(results: dict[str, dict], feature: str = "fc") -> Figure:
     figure, axes = new_figure(rows, columns, (6, 4.2), title)
     for axis in axes.flat[len(first["counts"]) :]:
         axis.axis("off")
+    names, crowded = short_names(results), len(results) > 4 or max(map(len, results)) > 24
     for axis, protocol in zip(axes.flat, first["counts"], strict=False):
         curves = {"chance": first["cmc"][protocol, "chance"]}
         curves |= {label: found["cmc"][protocol, feature] for label, found in results.items()}
@@ -280,12 +303,18 @@ def cmc(results: dict[str, dict], feature: str = "fc") -> Figure:
         for style, (label, trials) in zip(styles, curves.items(), strict=False):
             mean, std = 100 * trials.mean(axis=0), 100 * trials.std(axis=0)
             ranks = np.arange(1, len(mean) + 1)
-            axis.plot(ranks, mean, label=f"{mean[0]:5.1f}%  {shorten(label, 40)}", **style, markevery=[0, 4, 9, 19])
+            text = names.get(label, label) if crowded else f"{mean[0]:5.1f}%  {label}"
+            axis.plot(ranks, mean, label=text, **style, markevery=[0, 4, 9, 19])
             axis.fill_between(ranks, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
         count = first["counts"][protocol]
-        axis.set(title=f"{protocol}: {count['queries']} queries, {count['gallery_images']} gallery images",
+        matched = count["queries"] - count["without_match"]
+        axis.set(title=f"{protocol}: {matched} queries, {count['gallery_images']} gallery images",
                  xlabel="rank", ylabel="queries matched, %", xticks=[1, 5, 10, 15, 20], ylim=(0, 102))  # fmt: skip
-        axis.legend(loc="lower right", title="rank-1")
+        if not crowded:
+            axis.legend(loc="lower right", title="rank-1")
+    if crowded:
+        several = columns if max(map(len, names.values())) <= 40 else 1
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=several)
     return figure
 
 
@@ -323,34 +352,35 @@ def embedding(
     method_name, kind = {"tsne": "t-SNE", "pca": "PCA"}[method], next(iter(panels.values())).kind
     title = f"{DATASETS[dataset]}, some test persons: {method_name} of {kind} features"
     figure, axes = new_figure(1, len(panels), (6, 5.6), title)
-    rng = np.random.default_rng(seed)
+    rng, names, captions = np.random.default_rng(seed), short_names(panels), checkpoints(panels)
     shared = functools.reduce(np.intersect1d, (centers(features)[0] for features in panels.values()))
     if not len(shared):
         raise OSError("the files have no person in common")
     chosen = np.sort(rng.choice(shared, min(persons, len(shared)), replace=False))
     for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
         pids, *means = centers(features)
-        own = np.searchsorted(pids, chosen)
         rows = [rows[features.images.pids[rows] == pid][:most] for pid in chosen for rows in cross_modal(features)]
-        points = np.concatenate([features.values[np.concatenate(rows)], means[0][own], means[1][own]])
-        places = project(points, method, seed)
-        marks = np.split(places[: -2 * len(chosen)], np.cumsum([len(r) for r in rows])[:-1])
+        places = project(features.values[np.concatenate(rows)], method, seed)
+        marks = np.split(places, np.cumsum([len(own) for own in rows])[:-1])
         for i, pid in enumerate(chosen):
-            colour = COLOURS[i % len(COLOURS)]
-            visible, thermal = places[-2 * len(chosen) + i], places[-len(chosen) + i]
+            colour, (visible, thermal) = (
+                COLOURS[i % len(COLOURS)],
+                (own.mean(axis=0) for own in marks[2 * i : 2 * i + 2]),
+            )
             axis.scatter(*marks[2 * i].T, s=26, color=colour, alpha=0.7, linewidth=0)
             axis.scatter(*marks[2 * i + 1].T, s=26, marker="^", facecolor="none", edgecolor=colour, alpha=0.9)
             axis.plot(*zip(visible, thermal, strict=True), color="black", linewidth=2, zorder=3)
             axis.scatter(*visible, s=130, color=colour, edgecolor="black", zorder=4)
             axis.scatter(*thermal, s=130, marker="^", facecolor="white", edgecolor=colour, linewidth=2.5, zorder=4)
             axis.annotate(str(pid), visible, (7, 7), textcoords="offset points", fontweight="bold", zorder=5)
-        gaps = np.linalg.norm(means[0] - means[1], axis=1).mean()
-        note = f"{shorten(label)}\nbetween a person's centers: {gaps:.2f}"
+        gaps = np.linalg.norm(means[0][:, None] - means[1], axis=2)  # between all persons' centers
+        note = f"{names[label]}\ncenters of all {len(pids)} persons, distance: same person {gaps.diagonal().mean():.2f}"
         if len(pids) > 1:
-            others = np.linalg.norm(means[0] - np.roll(means[1], 1, axis=0), axis=1).mean()
-            note += f"; between two persons': {others:.2f}"
-        axis.set(title=note, xticks=[], yticks=[])
-        axis.set_xlabel(f"checkpoint: {describe(features)}", fontsize=11)
+            others = gaps[~np.eye(len(pids), dtype=bool)].mean()
+            note += f", others {others:.2f}"
+        axis.set_title(note, fontsize=12)
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel(captions[label], fontsize=11)
         for spine in axis.spines.values():
             spine.set_visible(True)
     style = {"linestyle": "none", "color": "grey", "markersize": 8}
@@ -359,7 +389,7 @@ def embedding(
         Line2D([], [], marker="^", label="infrared image", markerfacecolor="none", **style),
         Line2D([], [], color="black", label="joins a person's two centers"),
     ]
-    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=marks, loc="outside lower center", ncols=3 if len(panels) > 1 else 2, frameon=False)
     return figure
 
 
@@ -381,23 +411,30 @@ def distances(panels: dict[str, Features]) -> Figure:
     dataset = next(iter(panels.values())).dataset
     title = f"{DATASETS[dataset]}, all test images: distances between the modalities"
     figure, axes = new_figure(1, len(panels), (6, 4.4), title, sharex=True)
-    bins = np.linspace(0, 2, 201)
+    bins, names, captions = np.linspace(0, 2, 4001), short_names(panels), checkpoints(panels)
+    limits = []
     for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
         same, other, separation = histograms(features, bins)
-        for counts, colour, hatch, name in (
-            (other, COLOURS[0], "", "two persons"),
-            (same, COLOURS[1], "///", "one person"),
-        ):
-            density = counts / max(counts.sum() * (bins[1] - bins[0]), 1e-9)
-            axis.stairs(density, bins, fill=True, color=colour, alpha=0.45, hatch=hatch, label=name)
-            axis.stairs(density, bins, color=colour, linewidth=1.5)
         used = np.flatnonzero(same + other)
-        axis.set(title=f"{shorten(label)}\nseparation d' = {separation:.2f}", xlim=bins[[used[0], used[-1] + 1]],
-                 ylabel="density")  # fmt: skip
-        axis.set_xlabel(f"1 - cosine\ncheckpoint: {describe(features)}", fontsize=11)
+        wide = max(1, (used[-1] - used[0]) // 80)  # fine bins in each that is drawn
+        edges = bins[::wide]
+        for name, counts, colour, hatch in (
+            ("two persons", other, COLOURS[0], ""),
+            ("one person", same, COLOURS[1], "///"),
+        ):
+            if counts.any():
+                drawn = np.add.reduceat(counts, np.arange(0, len(counts), wide))[: len(edges) - 1]
+                density = drawn / (counts.sum() * (edges[1] - edges[0]))
+                axis.stairs(density, edges, fill=True, color=colour, alpha=0.45, hatch=hatch, label=name)
+                axis.stairs(density, edges, color=colour, linewidth=1.5)
+        limits += [bins[used[0]], bins[used[-1] + 1]]
+        words = (
+            f"separation d' = {separation:.2f}" if np.isfinite(separation) else "no separation: one kind of pairs only"
+        )
+        axis.set(title=f"{names[label]}\n{words}", ylabel="density")
+        axis.set_xlabel(f"1 - cosine\n{captions[label]}", fontsize=11)
         axis.legend(title="images of")
-    lows, highs = zip(*(axis.get_xlim() for axis in axes.flat), strict=True)
-    axes.flat[0].set_xlim(min(lows), max(highs))
+    axes.flat[0].set_xlim(min(limits), max(limits))  # of all, which share it
     return figure
 
 
@@ -435,19 +472,25 @@ def ranked(features: Features, search: Search, root: str, rows: int = 2, seed: i
     places = {i: np.flatnonzero(rankings[i][1]) + 1 for i in known}
     precision = {i: np.mean(np.arange(1, len(places[i]) + 1) / places[i]) for i in known}
     by_precision = sorted(known, key=precision.__getitem__)
+
+    def of_persons(queries: list[int]) -> list[int]:
+        """The first of each person."""
+        return [*{int(images.pids[search.query[i]]): i for i in reversed(queries)}.values()][::-1]
+
     rest = by_precision[rows : max(rows, len(known) - rows)] or by_precision
     chance = np.random.default_rng(seed).permutation(rest)[:rows].tolist()
-    kinds = [("best", i) for i in by_precision[::-1][:rows]] + [("random", i) for i in chance]
-    kinds += [("worst", i) for i in by_precision[:rows]]
-    title = f"{DATASETS[features.dataset]}, {search.protocol}, trial {search.trial}; checkpoint: {describe(features)}"
+    kinds = [("best", i) for i in of_persons(by_precision[::-1])[:rows]] + [("random", i) for i in chance]
+    kinds += [("worst", i) for i in of_persons(by_precision)[:rows]]
+    title = f"{DATASETS[features.dataset]}, {search.protocol}, trial {search.trial}; {checkpoints({'': features})['']}"
     figure, axes = new_figure(len(kinds), 11, (1.15, 2.5), title)
     for row, (kind, i) in zip(axes, kinds, strict=True):
         query, (order, hits, hidden) = search.query[i], rankings[i]
-        caption = f"{kind}\nAP {precision[i]:.0%}\nid {images.pids[query]} cam {images.camids[query]}"
+        caption = f"{kind}\nAP {precision[i]:.0%}\n1st match {places[i][0]}\n"
+        caption += f"id {images.pids[query]} cam {images.camids[query]}"
         show(row[0], root, images.paths[query], caption, "black")
         row[0].spines[:].set_linewidth(1)
         if hidden:
-            row[0].set_xlabel(f"{hidden} of cam 2,\nthe same room,\nleft out", fontsize=10)
+            row[0].set_xlabel(f"{hidden} of cam 2,\nthe same room,\nnot counted", fontsize=10)
         for axis in row[1 + len(order[:10]) :]:
             axis.axis("off")
         for place, (axis, image, hit) in enumerate(zip(row[1:], order, hits, strict=False), 1):
@@ -501,7 +544,8 @@ def attention(net: EmbedNet, images: Split, dataset: str, size: tuple[int, int],
             plain.imshow(pixels)
             plain.set_title(f"id {pid}\ncam {images.camids[image]}", fontsize=11)
             overlay.imshow(pixels.mean(axis=2), cmap="gray")
-            heat = np.asarray(Image.fromarray(parts.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
+            heat = Image.fromarray(parts.astype(np.float32)).resize((size[1], len(parts)), Image.Resampling.BILINEAR)
+            heat = np.asarray(heat.resize(size[::-1], Image.Resampling.NEAREST))  # stripes do not run into each other
             shown = overlay.imshow(heat, cmap="viridis", alpha=0.55, vmin=0, vmax=1)
             for bound in bounds[1:]:
                 overlay.axhline(bound * size[0] - 0.5, color="white", linewidth=1.2)
@@ -509,7 +553,9 @@ def attention(net: EmbedNet, images: Split, dataset: str, size: tuple[int, int],
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
         row[0].set_ylabel("visible" if modality == "visible" else "infrared")
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="part in its stripe's feature")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.6, ticks=[0, 1], label="part in its stripe's feature")
+    bar.ax.set_yticklabels(["least of\nthe stripe", "most of\nthe stripe"])
+    bar.solids.set_alpha(1)
     return figure
 
 
@@ -544,12 +590,12 @@ def samples(tree: Path, persons: int = 8, per_camera: int = 1, seed: int = 0) ->
     step = (CELL[0] + GAP, CELL[1] + GAP)
     size = (MARGIN + len(columns) * per_camera * step[0], HEADER + len(chosen) * step[1])
     sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for c, title in enumerate(columns.values()):
-        draw.text((MARGIN + c * per_camera * step[0], 2), title, "black")
+        draw.text((MARGIN + c * per_camera * step[0], 0), title, "black", font)
     for row, name in enumerate(chosen):
         top = HEADER + row * step[1]
-        draw.text((4, top + CELL[1] // 2), name, "black")
+        draw.text((4, top + CELL[1] // 2), name, "black", font)
         for c, camera in enumerate(columns):
             files = sorted(p for p in (tree / camera / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             files = sorted(rng.sample(files, min(per_camera, len(files))))
@@ -650,7 +696,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def draw_curves(args: argparse.Namespace) -> Figure:
-    return curves({label: read_metrics(path) for label, path in labelled(args.files).items()})
+    files = labelled(args.files)
+    runs = {os.path.basename(path.removesuffix("metrics.jsonl").rstrip("/")) for path in files.values()}
+    datasets = {DATASETS.get(run.partition("_")[0]) for run in runs}  # a run's name begins with it
+    where = "" if None in datasets else f"on {' and '.join(sorted(datasets))}"
+    return curves({label: read_metrics(path) for label, path in files.items()}, where=where)
 
 
 def draw_cmc(args: argparse.Namespace) -> Figure:
@@ -674,12 +724,15 @@ def draw_distances(args: argparse.Namespace) -> Figure:
 
 def draw_ranked(args: argparse.Namespace) -> Figure:
     (features,) = all_features(args).values()
+    root = args.data_path or utils.DATA_PATHS[args.dataset]
+    if not os.path.isdir(root):
+        utils.fail(f"{root} not found: --data_path names the dataset's folder")
     with utils.blame(args.files[0]):
         if args.dataset == "sysu":
             (search,) = data_manager.sysu_searches(features.images, args.mode, args.gall_mode, trials=[0])
         else:
             (search,) = data_manager.regdb_searches(features.images, features.network.get("trial") or 1, args.search)
-    return ranked(features, search, args.data_path or utils.DATA_PATHS[args.dataset], args.rows, args.seed)
+    return ranked(features, search, root, args.rows, args.seed)
 
 
 def draw_attention(args: argparse.Namespace) -> Figure:
