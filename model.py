@@ -166,20 +166,20 @@ def _feature_map(resnet: nn.Module, x: Tensor) -> Tensor:
     return resnet.layer4(resnet.layer3(resnet.layer2(resnet.layer1(x))))
 
 
-def stripe_rows(height: int, num_parts: int = 6) -> list[slice]:
-    """The feature rows of each stripe; they overlap unless ``num_parts`` divides ``height`` (FIDELITY 20)."""
+def stripe_window(height: int, num_parts: int = 6) -> tuple[int, int]:
+    """How many feature rows a stripe has, and how far the next one is: they may overlap, as published (FIDELITY 20)."""
     if height < num_parts:
         raise ValueError(
             f"{height} feature rows are too few for {num_parts} stripes: images must be {least_height(num_parts)} high"
         )
     stride = height // num_parts
-    band = height - (num_parts - 1) * stride
-    return [slice(i * stride, i * stride + band) for i in range(num_parts)]
+    return height - (num_parts - 1) * stride, stride
 
 
-def _stripes(x: Tensor, num_parts: int) -> list[Tensor]:
+def _stripes(x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
     """(N, C, H, W) -> num_parts x (N, C): means over row bands."""
-    return [x[:, :, rows].mean(dim=(2, 3)) for rows in stripe_rows(x.shape[2], num_parts)]
+    rows = x.permute(0, 2, 3, 1).mean(2)  # (N, H, C): with the channels last the gradient is so, too
+    return rows.unfold(1, *stripe_window(rows.shape[1], num_parts)).mean(3).unbind(1)  # of (N, num_parts, C, band)
 
 
 def _l2_normalise(x: Tensor) -> Tensor:

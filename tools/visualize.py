@@ -38,7 +38,7 @@ import utils
 from data_loader import read_image, to_input
 from data_manager import IMAGE_SUFFIXES, Search, Split
 from eval_metrics import Distances, same_room
-from model import EmbedNet, describe_weights, load_weights, stripe_rows
+from model import EmbedNet, describe_weights, load_weights, stripe_window
 from tools.score import load_features
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; their yellow is too light for lines.
@@ -564,13 +564,14 @@ def stripe_parts(net: EmbedNet, modality: str, pixels: np.ndarray) -> tuple[np.n
     """(H, W) in [0, 1]: each place's part in its stripe; and where the stripes begin, in image heights."""
     batch = to_input(torch.from_numpy(pixels[None].copy()), pixels.shape[:2])
     (maps,) = net.feature_maps(**{modality: batch})  # (C, H, W)
-    parts, rows = torch.zeros(maps.shape[1:]), stripe_rows(maps.shape[1], net.num_parts)
-    for own in rows:
+    parts, (band, stride) = torch.zeros(maps.shape[1:]), stripe_window(maps.shape[1], net.num_parts)
+    starts = range(0, net.num_parts * stride, stride)
+    for own in (slice(start, start + band) for start in starts):
         stripe = maps[:, own]
         part = torch.einsum("chw,c->hw", stripe, stripe.mean(dim=(1, 2)))
         part -= part.min()
         parts[own] = torch.maximum(parts[own], part / part.max().clamp(min=1e-12))
-    return parts.numpy(), [own.start / maps.shape[1] for own in rows]
+    return parts.numpy(), [start / maps.shape[1] for start in starts]
 
 
 def folders(tree: Path) -> dict[str, str]:
