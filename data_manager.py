@@ -225,6 +225,27 @@ def regdb_searches(images: Split, trial: int, search: str = "v2t") -> list[Searc
     return [Search(direction, trial, *sides[direction]) for direction in _choice(search, sides)]
 
 
+def list_test(dataset: str, root: str, trial: int | None = None) -> Split:
+    """What `sysu_test` or, of a trial, `regdb_test` lists."""
+    return sysu_test(root) if dataset == "sysu" else regdb_test(root, trial)
+
+
+def list_searches(
+    dataset: str,
+    images: Split,
+    trial: int | None = None,
+    mode: str = "all",
+    gall_mode: str = "single",
+    search: str = "v2t",
+    rand_perm: np.ndarray | None = None,
+    draws: Iterable[int] = SYSU_TRIALS,
+) -> list[Search]:
+    """`sysu_searches` in the trials ``draws``, or `regdb_searches`; each takes what it knows of the arguments."""
+    if dataset == "sysu":
+        return sysu_searches(images, mode, gall_mode, rand_perm, draws)
+    return regdb_searches(images, trial, search)
+
+
 def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]]:
     """Only the images that a search uses, each once, and the searches among them."""
     used = np.unique(np.concatenate([np.concatenate([search.query, search.gallery]) for search in searches]))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 KINDS = ("fc", "pool5")  # of features: of the six heads, and of the stripes before them
 RANKS = (1, 5, 10, 20)  # the reported ones
+MEASURES = {f"rank{r}": f"rank-{r}" for r in RANKS} | {"mAP": "mAP", "mINP": "mINP"}  # and how they are spelt
 BLOCK = 2**18  # distances ranked at a time: they stay in the processor's cache, and memory is bounded
 
 
@@ -246,6 +247,12 @@ class Counts(NamedTuple):
         return cls(len(q_pids), int((~matched).sum()), len(g_pids), len(np.unique(g_pids)), chance,
                    (chance * (1 - chance) / max(draws, 1)) ** 0.5)  # fmt: skip
 
+    def __str__(self) -> str:
+        return (
+            f"{self.queries} queries ({self.without_match} without a match, not counted), "
+            f"{self.gallery_images} gallery images of {self.gallery_persons} persons"
+        )
+
 
 class Results:
     """Scores of several kinds of features under the protocols of one dataset, trial by trial.
@@ -308,13 +315,8 @@ class Results:
 
     def table(self) -> str:
         """What was ranked, then a row of percentages for each protocol and feature."""
-        lines = [
-            f"{protocol}: {c.queries} queries ({c.without_match} without a match, not counted), "
-            f"{c.gallery_images} gallery images of {c.gallery_persons} persons"
-            for protocol, c in self.counts.items()
-        ]
-        columns = [*(f"rank-{r}" for r in RANKS), "mAP", "mINP"]
-        lines += ["", f"{'protocol':26s}{'features':9s}" + "".join(f"{column:>14s}" for column in columns)]
+        lines = [f"{protocol}: {counts}" for protocol, counts in self.counts.items()]
+        lines += ["", f"{'protocol':26s}{'features':9s}" + "".join(f"{name:>14s}" for name in MEASURES.values())]
         n_trials = len(next(iter(self.scores.values())))
         several = n_trials > 1
         for protocol, feature in self.scores:

@@ -143,12 +143,15 @@ def describe_weights(state_dict: dict[str, Tensor], path: str) -> dict:
     return {"arch": arch, "low_dim": low_dim, "n_class": n_class, "has_drop": has_drop}
 
 
-def load_weights(net: EmbedNet, state_dict: dict[str, Tensor], path: str) -> None:
-    """Give ``net`` the weights read from ``path``.
+def network_of(state_dict: dict[str, Tensor], path: str, drop: float = 0.5) -> EmbedNet:
+    """The network whose weights were read from ``path``; ``drop`` is the rate of its dropout, if it has any.
 
     Raises:
-        OSError: names or shapes differ.
+        OSError: they are not those of an EmbedNet.
     """
+    found = describe_weights(state_dict, path)
+    drop = drop if found["has_drop"] else 0.0
+    net = EmbedNet(found["n_class"], found["low_dim"], drop, found["arch"], pretrained="none")
     try:
         own = net.state_dict()
         for name in own.keys() & state_dict.keys():
@@ -158,6 +161,7 @@ def load_weights(net: EmbedNet, state_dict: dict[str, Tensor], path: str) -> Non
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(f"{path} does not fit the network: {reason}") from None
+    return net
 
 
 def _feature_map(resnet: nn.Module, x: Tensor) -> Tensor:

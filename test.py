@@ -29,7 +29,7 @@ import data_manager
 import utils
 from data_manager import Search, Split
 from eval_metrics import KINDS, Results, extract_features
-from model import EmbedNet, describe_weights, least_height, load_weights
+from model import EmbedNet, describe_weights, least_height, network_of
 
 FROM_CHECKPOINT = ("arch", "low_dim", "drop", "img_h", "img_w")  # flags that it decides, unless they are given
 MAT_PERSONS = 533  # the persons that SYSU-MM01's own evaluation counts, in its rand_perm_cam.mat
@@ -47,7 +47,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     for flag in unused:
         flag.default, flag.help = None, argparse.SUPPRESS
     add = parser.add_argument
-    add("--pretrained", help="score an untrained network instead of a checkpoint: imagenet, none or a file")
+    add("--pretrained", type=utils.undamaged,
+        help="score an untrained network instead of a checkpoint: imagenet, none or a file")  # fmt: skip
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
     add("--features", choices=[*KINDS, "both"], default="both", help="features to score (%(default)s)")
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
@@ -93,12 +94,10 @@ def list_images(
 ) -> tuple[Split, list[Search]]:
     """The images to embed, and what to rank of them: all protocols of SYSU-MM01, or those of a trial of RegDB."""
     with utils.blame(args.data_path):
-        if args.dataset == "sysu":
-            images = data_manager.sysu_test(args.data_path)
-            searches = data_manager.sysu_searches(images, args.mode, args.gall_mode, rand_perm)
-        else:
-            images = data_manager.regdb_test(args.data_path, trial)
-            searches = data_manager.regdb_searches(images, trial, args.search)
+        images = data_manager.list_test(args.dataset, args.data_path, trial)
+        searches = data_manager.list_searches(
+            args.dataset, images, trial, args.mode, args.gall_mode, args.search, rand_perm
+        )
     data_manager.check_counts(images, searches, args.dataset)
     if args.save_features or args.mat:
         return images, searches
@@ -123,13 +122,10 @@ def load_network(args: argparse.Namespace, device: torch.device, trial: int | No
     settings |= {name: vars(args)[name] for name in FROM_CHECKPOINT if vars(args)[name] is not None}
     if settings["img_h"] < least_height():
         utils.fail(f"--img_h {settings['img_h']} is too low for six stripes: give {least_height()} or more")
-    drop = 0.5 if settings["has_drop"] else 0.0  # the rate does not matter in evaluation
-    pretrained = "none" if args.resume else args.pretrained
-    if os.path.isfile(pretrained):
-        utils.check_archive(pretrained)
-    net = EmbedNet(settings["n_class"], settings["low_dim"], drop, settings["arch"], pretrained=pretrained)
     if args.resume:
-        load_weights(net, checkpoint["net"], path)
+        net = network_of(checkpoint["net"], path)
+    else:
+        net = EmbedNet(1, settings["low_dim"], arch=settings["arch"], pretrained=args.pretrained)
     return net.to(device, memory_format=torch.channels_last), settings | {"trial": trial}
 
 

@@ -31,7 +31,7 @@ import utils
 from data_manager import Search, Split
 from eval_metrics import KINDS, Counts, Results, Scores, extract_features
 from loss import HeteroCenterLoss, stripe_losses
-from model import EmbedNet, describe_weights, least_height, load_weights
+from model import EmbedNet, describe_weights, least_height, network_of
 
 LOG_EVERY = 50  # steps
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
             flag.help += "; last: that of this run, if there is one yet"
     utils.add_training_flags(parser)
     add = parser.add_argument
-    add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
+    add("--pretrained", type=utils.undamaged, default="imagenet",
+        help="weights to start from: imagenet, none or a file (%(default)s)")  # fmt: skip
     add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)")
     add("--save-every-steps", type=utils.number(int, 1), metavar="N",
@@ -220,12 +221,8 @@ def check_weights(net: EmbedNet) -> None:
 def list_images(args: argparse.Namespace) -> tuple[Split, Search]:
     """The test that runs during training: one draw, single-shot (FIDELITY 23), or RegDB's visible to thermal."""
     with utils.blame(args.data_path):
-        if args.dataset == "sysu":
-            images = data_manager.sysu_test(args.data_path)
-            searches = data_manager.sysu_searches(images, args.mode, "single", trials=[0])
-        else:
-            images = data_manager.regdb_test(args.data_path, args.trial)
-            searches = data_manager.regdb_searches(images, args.trial, "v2t")
+        images = data_manager.list_test(args.dataset, args.data_path, args.trial)
+        searches = data_manager.list_searches(args.dataset, images, args.trial, args.mode, draws=[0])
     data_manager.check_counts(images, searches, args.dataset)
     images, (search,) = data_manager.restrict(images, searches)
     log.info("test: %d query and %d gallery images", len(search.query), len(search.gallery))
@@ -278,20 +275,20 @@ def load_training_set(args: argparse.Namespace) -> data_loader.TrainingSet:
     return data
 
 
-def build_network(args: argparse.Namespace, checkpoint: dict | None, n_class: int | None) -> EmbedNet:
+def build_network(
+    args: argparse.Namespace, checkpoint: dict | None, n_class: int | None, device: torch.device
+) -> EmbedNet:
     """A new network for ``n_class`` persons, or the checkpoint's (any number of persons if ``n_class`` is None)."""
     if checkpoint is None:
-        if os.path.isfile(args.pretrained):
-            utils.check_archive(args.pretrained)
-        return EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
-    found = describe_weights(checkpoint["net"], args.resume)
-    fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS, *SPEED_FLAGS, "test_batch")
-    utils.check_fit(args.resume, checkpoint, found, args, fixed)
-    if n_class not in (None, found["n_class"]):
-        utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
-    net = EmbedNet(found["n_class"], args.low_dim, args.drop, args.arch, pretrained="none")
-    load_weights(net, checkpoint["net"], args.resume)
-    return net
+        net = EmbedNet(n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
+    else:
+        found = describe_weights(checkpoint["net"], args.resume)
+        fixed = TEST_FLAGS if args.test_only else (*TEST_FLAGS, "lr", "w_hc", *RUN_FLAGS, *SPEED_FLAGS, "test_batch")
+        utils.check_fit(args.resume, checkpoint, found, args, fixed)
+        if n_class not in (None, found["n_class"]):
+            utils.fail(f"{args.resume} was trained on {found['n_class']} persons, but {args.data_path} has {n_class}")
+        net = network_of(checkpoint["net"], args.resume, args.drop)
+    return net.to(device, memory_format=torch.channels_last)
 
 
 class Run:
@@ -333,6 +330,39 @@ class Run:
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"epoch {self.epoch}"
+
+    def begin(self, checkpoint: dict | None) -> None:
+        """Start anew, or exactly where the --resume checkpoint stopped (FIDELITY 7); then open the log and the metrics.
+
+        Ends the program if the checkpoint or the metrics are of another run, before any file is touched.
+        """
+        args = self.args
+        if checkpoint:
+            self._restore(checkpoint)
+            begun = self.epoch + (self.step > 0)
+            if begun > args.epochs:
+                utils.fail(f"{args.resume} has come to epoch {begun}: --epochs must be {begun} or more")
+            self.good_file = args.resume
+            log.info("resumed %s, after %s", args.resume, self)
+        elif args.resume:
+            log.info("there is no %s to go on with: starting from the beginning", self.file("last"))
+        self._check_metrics()
+        utils.write_log(after=f"checkpoint: {self}" if args.resume else None)
+        if not checkpoint:
+            log.debug("checkpoint: %s", str(self))
+        self.write_metrics()
+        if args.tensorboard is not False:
+            self._open_board()
+
+    def end(self) -> None:
+        """Say what came of it, and how to score it."""
+        log.info("epoch %d was the last one, saved as %s", self.args.epochs, self.file("last"))
+        if self.best["epoch"] is not None and os.path.exists(self.file("best")):
+            log.info("best in training: epoch %d, rank-1 %.2f%%, mAP %.2f%%, saved as %s; all protocols: %s",
+                     self.best["epoch"], 100 * self.best["rank1"], 100 * self.best["mAP"], self.file("best"),
+                     test_command(self.args, self.file("best")))  # fmt: skip
+        else:
+            log.info("all protocols: %s", test_command(self.args, self.file("last")))
 
     def finish_epoch(self, scores: dict[str, Scores]) -> list[str]:
         """Take up what came of the epoch, and of its test if there was one; gives the kinds of checkpoints to save."""
@@ -382,7 +412,7 @@ class Run:
         self.good_file = self.file("last")
         self.write_metrics()
 
-    def open_board(self) -> None:
+    def _open_board(self) -> None:
         """Write scalars for TensorBoard from now on, if it is wanted and installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -393,7 +423,7 @@ class Run:
         # What a killed run wrote of later epochs is not shown.
         self.board = SummaryWriter(os.path.join(self.args.log_path, self.name), purge_step=self.epoch + 1)
 
-    def check_metrics(self) -> None:
+    def _check_metrics(self) -> None:
         """End the program if metrics.jsonl is of another run, which used the same --log_path."""
         if os.path.exists(self.metrics_file):
             with open(self.metrics_file, encoding="utf-8", errors="replace") as file:
@@ -407,22 +437,19 @@ class Run:
         with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.metrics)
 
-    def restore(self, checkpoint: dict) -> None:
-        """Continue exactly where the checkpoint stopped (FIDELITY 7).
-
-        Raises:
-            ValueError: it was trained on other labels, or does not hold what train.py writes.
-        """
-        if checkpoint.get("config", {}).get("labels") not in (None, self.config["labels"]):
-            raise ValueError(f"was trained on other persons or images than those of {self.args.data_path}")
-        try:
-            self._restore(checkpoint)
-        except Exception as error:  # whatever the damage leads to
-            raise ValueError(
-                f"its training state is damaged ({type(error).__name__}: {error}): take another checkpoint"
-            ) from None
-
     def _restore(self, checkpoint: dict) -> None:
+        """End the program if the checkpoint was trained on other labels, or does not hold what train.py writes."""
+        path = self.args.resume
+        if checkpoint.get("config", {}).get("labels") not in (None, self.config["labels"]):
+            utils.fail(f"{path}: was trained on other persons or images than those of {self.args.data_path}")
+        try:
+            self._take(checkpoint)
+        except Exception as error:  # whatever the damage leads to
+            utils.fail(
+                f"{path}: its training state is damaged ({type(error).__name__}: {error}): take another checkpoint"
+            )
+
+    def _take(self, checkpoint: dict) -> None:
         for name in self.PROGRESS:
             setattr(self, name, checkpoint.get(name, getattr(self, name)))
         if "optimizer" not in checkpoint:
@@ -504,53 +531,36 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic, args.tf32)
     if args.test_only:
-        args.resume = utils.find_checkpoint(args.resume, args.model_path)
-        images, search = list_images(args)
-        net = build_network(args, utils.load_checkpoint(args.resume), None)
-        evaluate(net.to(device, memory_format=torch.channels_last), images, search, args, device)
-        utils.write_log()
+        score_checkpoint(args, device)
         return
     logs = os.path.join(args.log_path, name)
     utils.make_folder(args.model_path, "--model_path")
     utils.make_folder(logs, "--log_path")
     with utils.lock(os.path.join(args.model_path, name)), utils.lock(os.path.join(logs, "metrics")):
-        checkpoint = find_run(args, name)
+        checkpoint = read_checkpoint(args, name)
         images, search = list_images(args)
         data = load_training_set(args)
         with utils.blame(args.data_path):
             labels = data.visible_labels, data.thermal_labels
             sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
         batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device, args.cache)
-        net = build_network(args, checkpoint, data.n_class).to(device, memory_format=torch.channels_last)
+        net = build_network(args, checkpoint, data.n_class, device)
         run = Run(name, args, net, data, sampler.steps, device)
-        if checkpoint:
-            with utils.blame(args.resume):
-                run.restore(checkpoint)
-            begun = run.epoch + (run.step > 0)
-            if begun > args.epochs:
-                utils.fail(f"{args.resume} has come to epoch {begun}: --epochs must be {begun} or more")
-            run.good_file = args.resume
-            log.info("resumed %s, after %s", args.resume, run)
-        elif args.resume:
-            log.info("there is no %s to go on with: starting from the beginning", run.file("last"))
-        run.check_metrics()
-        utils.write_log(after=f"checkpoint: {run}" if args.resume else None)
-        if not checkpoint:
-            log.debug("checkpoint: %s", str(run))
-        run.write_metrics()
-        if args.tensorboard is not False:
-            run.open_board()
+        run.begin(checkpoint)
         train(run, batches, images, search)
-        log.info("epoch %d was the last one, saved as %s", args.epochs, run.file("last"))
-        if run.best["epoch"] is not None and os.path.exists(run.file("best")):
-            log.info("best in training: epoch %d, rank-1 %.2f%%, mAP %.2f%%, saved as %s; all protocols: %s",
-                     run.best["epoch"], 100 * run.best["rank1"], 100 * run.best["mAP"], run.file("best"),
-                     test_command(args, run.file("best")))  # fmt: skip
-        else:
-            log.info("all protocols: %s", test_command(args, run.file("last")))
+        run.end()
 
 
-def find_run(args: argparse.Namespace, name: str) -> dict | None:
+def score_checkpoint(args: argparse.Namespace, device: torch.device) -> None:
+    """What --test-only does: the test that runs during training, on the --resume checkpoint."""
+    args.resume = utils.find_checkpoint(args.resume, args.model_path)
+    images, search = list_images(args)
+    net = build_network(args, utils.load_checkpoint(args.resume), None, device)
+    evaluate(net, images, search, args, device)
+    utils.write_log()
+
+
+def read_checkpoint(args: argparse.Namespace, name: str) -> dict | None:
     """The checkpoint to go on with, if there is one. A run that is there is not written over."""
     last_file = os.path.join(args.model_path, f"{name}_last.t")
     if os.path.exists(last_file):

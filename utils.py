@@ -82,6 +82,13 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
     return parse
 
 
+def undamaged(text: str) -> str:
+    """An argparse type: a file that is whole, or another word."""
+    if os.path.isfile(text):
+        check_archive(text)
+    return text
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = parser.add_argument
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux; elsewhere
@@ -172,12 +179,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (OSError, FloatingPointError) as error:
         fail(str(error))
-    except MemoryError:
-        fail("the memory does not suffice: smaller images or a smaller --batch-size or --test-batch need less")
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             fail("the GPU's memory does not suffice: a smaller --batch-size or --test-batch needs less")
-        if "DefaultCPUAllocator" in str(error):
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             fail("the memory does not suffice: smaller images or a smaller --batch-size or --test-batch need less")
         if type(error).__name__ == "BrokenProcessPool":
             fail("a process that reads images was killed, perhaps for memory: fewer --workers need less")
@@ -264,14 +269,14 @@ class _Formatter(logging.Formatter):
 
 def start_log(path: str | None = None) -> None:
     """Send log lines to the screen, and keep them for the file ``path``, with the scripts' debug lines: `write_log`."""
-    handlers = [_Console(logging.INFO)]
+    console = _Console(logging.INFO)
+    console.setFormatter(_Formatter())
+    handlers = [console]
     if path:
         make_folder(os.path.dirname(path), "--log_path")
         file = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
-        handlers.append(logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize, file, flushOnClose=False))
         file.setFormatter(_Formatter())
-    for handler in handlers:
-        handler.setFormatter(_Formatter())
+        handlers.append(logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize, file, flushOnClose=False))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("__main__").setLevel(logging.DEBUG)
 
@@ -584,20 +589,15 @@ def check_names(path: str) -> None:
             (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             pickles = [io.BytesIO(archive.read(name))]
     else:
-        file = io.BytesIO(_head(path))
-        pickles = [file] * 5  # one after the other: format, its version, the machine, the content, its tensors' keys
+        with open(path, "rb") as file:
+            head = io.BytesIO(file.read(2**24))
+        pickles = [head] * 5  # one after the other: format, its version, the machine, the content, its tensors' keys
     for pickle in pickles:
         for opcode, argument, _ in pickletools.genops(pickle):
             if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
                 raise TypeError("a name is not spelt out")
             if opcode.name == "GLOBAL" and not re.fullmatch(_NAMES, argument):
                 raise TypeError(f"{argument} is not allowed")
-
-
-def _head(path: str) -> bytes:
-    """The beginning of a file, which holds the pickles of a checkpoint of the old format."""
-    with open(path, "rb") as file:
-        return file.read(2**24)
 
 
 def check_fit(path: str, checkpoint: dict, found: dict, args: argparse.Namespace, more: Iterable[str] = ()) -> dict:

@@ -534,7 +534,8 @@ def result(**changes) -> str:
     mean = dict.fromkeys(("rank1", "rank5", "rank10", "rank20", "mAP", "mINP"), 0.5)
     trials = [{"trial": trial, "cmc": [0.5] * 20} for trial in (1, 2)]
     rows = [{"protocol": "v2t", "feature": kind, "mean": mean, "trials": trials} for kind in ("fc", "chance")]
-    counts = {"v2t": {"queries": 3, "without_match": 0, "gallery_images": 3, "gallery_persons": 3}}
+    sizes = {"queries": 3, "without_match": 0, "gallery_images": 3, "gallery_persons": 3}
+    counts = {"v2t": {**sizes, "chance": 0.3, "deviation": 0.2}}
     content = {"results": rows, "counts": counts, "options": [], "flags": {"dataset": "regdb"}}
     return json.dumps(content | changes)
 
@@ -594,7 +595,7 @@ def test_results_of_others(bad, tmp_path, text, message):
         ("visualize", ["distances", "good.npz", "--out", "x.gif"], "give a name that ends in .png, .jpg, .pdf"),
         ("visualize", ["distances", "good.npz", "--out", "good.json/x.png"], "--out good.json: cannot be written"),
         ("visualize", ["ranked", "good.npz", "--data-path", "."], "not found, though it is listed"),
-        ("visualize", ["attention", "nothing.t", "--data-path", "."], "test_id.txt not found"),
+        ("visualize", ["attention", "nothing.t", "--data-path", "."], "nothing.t not found: give a checkpoint"),
         ("visualize", ["samples", ".", "--out", "x.png", "--persons", "0"], "must be at least 1"),
         ("make_synthetic", ["--dataset", "sysu"], "the following arguments are required: --out"),
         ("make_synthetic", ["--dataset", "sysu", "--out", "."], "holds other content or other settings"),

@@ -171,6 +171,11 @@ def test_ranked_lists_frame_hits_and_leave_out_the_same_room(sysu_tree):
     assert "SYSU-MM01, all-search multi-shot, trial 0; checkpoint: net.t" in texts(figure).replace("\n", " ")
 
 
+def test_attention_without_data(sysu_run, bad, tmp_path):
+    net = sysu_run["models"] / f"{RUN}_last.t"
+    assert "test_id.txt not found" in bad("-m tools.visualize", "attention", net, "--data-path", tmp_path)
+
+
 def test_attention_is_the_part_of_each_place_in_its_stripe(sysu_run):
     net, config = read_network(str(sysu_run["models"] / f"{RUN}_last.t"))
     assert (config["img_h"], config["img_w"]) == (96, 32)

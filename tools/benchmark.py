@@ -120,7 +120,7 @@ def benchmark_evaluate(args: argparse.Namespace) -> None:
 
 def noise(images: int, size: tuple[int, int]) -> TrainingSet:
     """Random images of both modalities, in memory."""
-    rng, labels = np.random.default_rng(0), np.arange(images) % PERSONS
+    rng, labels = np.random.default_rng(0), np.arange(images) % min(PERSONS, images // PER_IMG)
     visible, thermal = (rng.integers(0, 256, (images, *size, 3), dtype=np.uint8) for _ in range(2))
     return TrainingSet(visible, thermal, labels, labels)
 

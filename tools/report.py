@@ -20,10 +20,10 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from PIL import Image
 
-import data_manager
 import utils
+from eval_metrics import MEASURES
 from tools import visualize
-from tools.visualize import MEASURES, check_alike, labelled, read_features, read_metrics, read_network, read_results
+from tools.visualize import check_alike, labelled, read_features, read_metrics, read_results
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -55,12 +55,12 @@ img {{ width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; d
 
 
 class Report(NamedTuple):
-    """What is gathered, by label: results (`read_results`), metrics (`read_metrics`), features and networks."""
+    """What is gathered, by label."""
 
-    results: dict[str, dict]
-    metrics: dict[str, list[dict]]
+    results: dict[str, dict]  # as `read_results` gives them
+    metrics: dict[str, list[dict]]  # as `read_metrics` gives them
     features: dict[str, visualize.Features]
-    networks: dict[str, tuple]  # (network, config, checkpoint)
+    checkpoints: dict[str, str]
     roots: dict[str, str]  # the datasets' folders
 
 
@@ -91,7 +91,7 @@ def gather(files: dict[str, str], feature: str) -> Report:
         if os.path.isdir(found["data_path"]):
             report.roots[label] = found["data_path"]
             if os.path.isfile(found["checkpoint"]):
-                report.networks[label] = *read_network(found["checkpoint"]), os.path.basename(found["checkpoint"])
+                report.checkpoints[label] = found["checkpoint"]
     if report.results:
         check_alike(report.results, feature)
     return report
@@ -105,18 +105,11 @@ def rows(results: dict[str, dict], protocol: str, feature: str) -> dict[str, dic
     }
 
 
-def heading(protocol: str, counts: dict) -> str:
-    return (
-        f"{protocol}: {counts['queries']} queries ({counts['without_match']} without a match, not counted), "
-        f"{counts['gallery_images']} gallery images of {counts['gallery_persons']} persons"
-    )
-
-
 def table(results: dict[str, dict], feature: str) -> str:
     """``results``: label -> what `read_results` gives. A block per protocol, a row per label, percent."""
     width, lines = max(map(len, [*results, "chance"])) + 2, []
     for protocol, counts in next(iter(results.values()))["counts"].items():
-        lines.append(f"\n{heading(protocol, counts)}")
+        lines.append(f"\n{protocol}: {counts}")
         lines.append(f"{'':{width + 2}s}" + "".join(f"{title:>9s}" for title in MEASURES.values()))
         for label, mean in rows(results, protocol, feature).items():
             lines.append(f"  {label:{width}s}" + "".join(f"{100 * mean[key]:9.2f}" for key in MEASURES))
@@ -132,17 +125,14 @@ def html_tables(results: dict[str, dict], feature: str) -> str:
         for label, mean in rows(results, protocol, feature).items():
             cells = "".join(f"<td>{100 * mean[key]:.2f}</td>" for key in MEASURES)
             body += f"\n<tr><th scope=row>{html.escape(label)}</th>{cells}</tr>"
-        caption = html.escape(heading(protocol, counts))
+        caption = html.escape(f"{protocol}: {counts}")
         table = f"<div class=wide><table>{body}</table></div>"
         parts.append(f"<figure><figcaption>{caption}</figcaption>{table}</figure>")
     parts.append(f"<p>{html.escape(feature)} features, %, means over the trials.</p>\n<ul>")
     for label, found in results.items():
         options = f"; options: {', '.join(found['options'])}" if found["options"] else ""
-        parts.append(
-            "<li>"
-            + html.escape(f"{label}: {os.path.basename(found['checkpoint']) or 'no checkpoint'}{options}")
-            + "</li>"
-        )
+        checkpoint = os.path.basename(found["checkpoint"]) or "no checkpoint"
+        parts.append(f"<li>{html.escape(f'{label}: {checkpoint}{options}')}</li>")
     return "\n".join([*parts, "</ul>"])
 
 
@@ -169,23 +159,13 @@ def pictures(report: Report, feature: str) -> Iterator[tuple[str, str, Figure]]:
         yield "Distances", words, visualize.distances(report.features)
     for label, features in report.features.items():
         if label in report.roots:
-            (search, *_) = searches(features)
             words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
-            yield f"Ranked: {label}", words, visualize.ranked(features, search, report.roots[label])
-    for label, (net, config, checkpoint) in report.networks.items():
-        dataset, root = report.results[label]["dataset"], report.roots[label]
-        trial = config.get("trial", 1)
-        images = data_manager.sysu_test(root) if dataset == "sysu" else data_manager.regdb_test(root, trial)
-        size = config.get("img_h", 288), config.get("img_w", 144)
+            figure = visualize.ranked(features, visualize.first_search(features), report.roots[label])
+            yield f"Ranked: {label}", words, figure
+    for label, checkpoint in report.checkpoints.items():
         words = "How much each place adds to the feature of its stripe, from the least (0) to the most (1) there."
-        yield f"Stripes: {label}", words, visualize.attention(net, images, dataset, size, checkpoint)
-
-
-def searches(features: visualize.Features) -> list[data_manager.Search]:
-    """The first trial of the default protocol."""
-    if features.dataset == "sysu":
-        return data_manager.sysu_searches(features.images, trials=[0])
-    return data_manager.regdb_searches(features.images, features.network.get("trial") or 1)
+        dataset = report.results[label]["dataset"]
+        yield f"Stripes: {label}", words, visualize.attention_of(checkpoint, dataset, report.roots[label])
 
 
 def page(report: Report, feature: str) -> str:

@@ -116,10 +116,9 @@ def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dic
         networks.append({"features": path, **network})
         trial = network["trial"] if type(network.get("trial")) is int else number
         with utils.blame(path):
-            if args.dataset == "sysu":
-                searches = data_manager.sysu_searches(images, args.mode, args.gall_mode, rand_perm)
-            else:
-                searches = data_manager.regdb_searches(images, trial, args.search)
+            searches = data_manager.list_searches(
+                args.dataset, images, trial, args.mode, args.gall_mode, args.search, rand_perm
+            )
             if any(search.trial in results.scores.get((search.protocol, "chance"), ()) for search in searches):
                 utils.fail(f"{path}: another file is of trial {trial} too")
             data_manager.check_counts(images, searches, args.dataset)

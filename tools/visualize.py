@@ -37,8 +37,8 @@ import data_manager
 import utils
 from data_loader import read_image, to_input
 from data_manager import IMAGE_SUFFIXES, Search, Split
-from eval_metrics import Distances, same_room
-from model import EmbedNet, describe_weights, load_weights, stripe_window
+from eval_metrics import MEASURES, Counts, Distances, same_room
+from model import EmbedNet, network_of, stripe_window
 from tools.score import load_features
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; their yellow is too light for lines.
@@ -49,15 +49,6 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "pdf.fonttype": 42, "text.parse_math": False,
 }  # fmt: skip
-MEASURES = {
-    "rank1": "rank-1",
-    "rank5": "rank-5",
-    "rank10": "rank-10",
-    "rank20": "rank-20",
-    "mAP": "mAP",
-    "mINP": "mINP",
-}
-COUNTS = ("queries", "without_match", "gallery_images", "gallery_persons")
 DATASETS = {"sysu": "SYSU-MM01", "regdb": "RegDB"}
 KINDS = {".png": "png", ".jpg": "jpeg", ".pdf": "pdf"}
 IMAGE = (160, 72)  # height and width at which persons are shown
@@ -116,7 +107,7 @@ def read_results(path: str) -> dict:
     Returns:
         rows: {(protocol, features): {measure: mean over the trials}}, "chance" among the features.
         cmc: {(protocol, features): (trials, 20)}.
-        counts: {protocol: {what: number}}.
+        counts: {protocol: Counts}.
         options, dataset: as test.py wrote them.
         checkpoint, save_features, data_path: where they are, "" if unknown.
 
@@ -136,8 +127,10 @@ def read_results(path: str) -> dict:
             (row["protocol"], row["feature"]): np.array([trial["cmc"] for trial in row["trials"]], dtype=float)
             for row in content["results"]
         }
-        counts = {protocol: {what: found[what] for what in COUNTS} for protocol, found in content["counts"].items()}
+        counts = {protocol: Counts(**found) for protocol, found in content["counts"].items()}
         features = {feature for _, feature in rows} | {"chance"}
+        if not all(isinstance(value, (int, float)) for count in counts.values() for value in count):
+            raise ValueError("a count is not a number")
         if not counts or {*itertools.product(counts, features)} != {*rows}:
             raise ValueError("rows are missing")
         if any(curves.ndim != 2 or curves.shape[1] != 20 or not len(curves) for curves in cmc.values()):
@@ -178,12 +171,10 @@ def read_features(path: str, dataset: str, kind: str) -> Features:
 
 def read_network(path: str) -> tuple[EmbedNet, dict]:
     """The network of a checkpoint, and its config."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found: give a checkpoint, like save_model/<run>_last.t")
     checkpoint = utils.load_checkpoint(path)
-    found = describe_weights(checkpoint["net"], path)
-    drop = 0.5 if found["has_drop"] else 0.0
-    net = EmbedNet(found["n_class"], found["low_dim"], drop, found["arch"], pretrained="none")
-    load_weights(net, checkpoint["net"], path)
-    return net.eval(), checkpoint.get("config", {})
+    return network_of(checkpoint["net"], path).eval(), checkpoint.get("config", {})
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
@@ -286,7 +277,7 @@ def cmc(results: dict[str, dict], feature: str = "fc") -> Figure:
     """CMC curves of each protocol: means over the trials, and as a band their deviation.
 
     Args:
-        results: label -> what `tools.report.read_results` gives.
+        results: label -> what `read_results` gives.
     """
     first = next(iter(results.values()))
     columns = min(2, len(first["counts"]))
@@ -307,8 +298,8 @@ def cmc(results: dict[str, dict], feature: str = "fc") -> Figure:
             axis.plot(ranks, mean, label=text, **style, markevery=[0, 4, 9, 19])
             axis.fill_between(ranks, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
         count = first["counts"][protocol]
-        matched = count["queries"] - count["without_match"]
-        axis.set(title=f"{protocol}: {matched} queries, {count['gallery_images']} gallery images",
+        matched = count.queries - count.without_match
+        axis.set(title=f"{protocol}: {matched} queries, {count.gallery_images} gallery images",
                  xlabel="rank", ylabel="queries matched, %", xticks=[1, 5, 10, 15, 20], ylim=(0, 102))  # fmt: skip
         if not crowded:
             axis.legend(loc="lower right", title="rank-1")
@@ -363,12 +354,10 @@ def embedding(
         places = project(features.values[np.concatenate(rows)], method, seed)
         marks = np.split(places, np.cumsum([len(own) for own in rows])[:-1])
         for i, pid in enumerate(chosen):
-            colour, (visible, thermal) = (
-                COLOURS[i % len(COLOURS)],
-                (own.mean(axis=0) for own in marks[2 * i : 2 * i + 2]),
-            )
-            axis.scatter(*marks[2 * i].T, s=26, color=colour, alpha=0.7, linewidth=0)
-            axis.scatter(*marks[2 * i + 1].T, s=26, marker="^", facecolor="none", edgecolor=colour, alpha=0.9)
+            colour, (visible, thermal) = COLOURS[i % len(COLOURS)], marks[2 * i : 2 * i + 2]
+            axis.scatter(*visible.T, s=26, color=colour, alpha=0.7, linewidth=0)
+            axis.scatter(*thermal.T, s=26, marker="^", facecolor="none", edgecolor=colour, alpha=0.9)
+            visible, thermal = visible.mean(axis=0), thermal.mean(axis=0)
             axis.plot(*zip(visible, thermal, strict=True), color="black", linewidth=2, zorder=3)
             axis.scatter(*visible, s=130, color=colour, edgecolor="black", zorder=4)
             axis.scatter(*thermal, s=130, marker="^", facecolor="white", edgecolor=colour, linewidth=2.5, zorder=4)
@@ -428,9 +417,9 @@ def distances(panels: dict[str, Features]) -> Figure:
                 axis.stairs(density, edges, fill=True, color=colour, alpha=0.45, hatch=hatch, label=name)
                 axis.stairs(density, edges, color=colour, linewidth=1.5)
         limits += [bins[used[0]], bins[used[-1] + 1]]
-        words = (
-            f"separation d' = {separation:.2f}" if np.isfinite(separation) else "no separation: one kind of pairs only"
-        )
+        words = f"separation d' = {separation:.2f}"
+        if not np.isfinite(separation):
+            words = "no separation: one kind of pairs only"
         axis.set(title=f"{names[label]}\n{words}", ylabel="density")
         axis.set_xlabel(f"1 - cosine\n{captions[label]}", fontsize=11)
         axis.legend(title="images of")
@@ -499,6 +488,13 @@ def ranked(features: Features, search: Search, root: str, rows: int = 2, seed: i
     return figure
 
 
+def first_search(features: Features, mode: str = "all", gall_mode: str = "single", search: str = "v2t") -> Search:
+    """The first trial of a protocol, or of RegDB the trial of the network."""
+    trial = features.network.get("trial") or 1
+    protocol = (mode, gall_mode, search)
+    return data_manager.list_searches(features.dataset, features.images, trial, *protocol, draws=[0])[0]
+
+
 def rank(features: Features, search: Search, i: int, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Of query i: gallery images from near to far, which of them match, and how many were left out."""
     images, query, gallery = features.images, search.query[i], search.gallery
@@ -557,6 +553,14 @@ def attention(net: EmbedNet, images: Split, dataset: str, size: tuple[int, int],
     bar.ax.set_yticklabels(["least of\nthe stripe", "most of\nthe stripe"])
     bar.solids.set_alpha(1)
     return figure
+
+
+def attention_of(checkpoint: str, dataset: str, root: str, trial: int | None = None, **options) -> Figure:
+    """`attention` of a checkpoint, on test images; RegDB's are those of ``trial``, or of the one it was trained on."""
+    net, config = read_network(checkpoint)
+    images = data_manager.list_test(dataset, root, trial or config.get("trial", 1))
+    size = config.get("img_h", 288), config.get("img_w", 144)
+    return attention(net, images, dataset, size, os.path.basename(checkpoint), **options)
 
 
 @torch.no_grad()
@@ -684,7 +688,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("checkpoint", help="a checkpoint of train.py, or a published one")
     add_dataset(add)
     add("--data-path", help="the dataset's folder (default: data/SYSU-MM01 or data/RegDB)")
-    add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial (%(default)s)")
+    add("--trial", type=utils.number(int, 1, 11), help="RegDB's trial (the checkpoint's)")
     add_number(add, "--persons", 4, "persons to show")
     add_number(add, "--seed", 0, "which persons and images", 0)
 
@@ -729,22 +733,13 @@ def draw_ranked(args: argparse.Namespace) -> Figure:
     if not os.path.isdir(root):
         utils.fail(f"{root} not found: --data_path names the dataset's folder")
     with utils.blame(args.files[0]):
-        if args.dataset == "sysu":
-            (search,) = data_manager.sysu_searches(features.images, args.mode, args.gall_mode, trials=[0])
-        else:
-            (search,) = data_manager.regdb_searches(features.images, features.network.get("trial") or 1, args.search)
+        search = first_search(features, args.mode, args.gall_mode, args.search)
     return ranked(features, search, root, args.rows, args.seed)
 
 
 def draw_attention(args: argparse.Namespace) -> Figure:
     root = args.data_path or utils.DATA_PATHS[args.dataset]
-    images = data_manager.sysu_test(root) if args.dataset == "sysu" else data_manager.regdb_test(root, args.trial)
-    if not os.path.isfile(args.checkpoint):
-        raise FileNotFoundError(f"{args.checkpoint} not found: give a checkpoint, like save_model/<run>_last.t")
-    net, config = read_network(args.checkpoint)
-    size = config.get("img_h", 288), config.get("img_w", 144)
-    name = os.path.basename(args.checkpoint)
-    return attention(net, images, args.dataset, size, name, args.persons, args.seed)
+    return attention_of(args.checkpoint, args.dataset, root, args.trial, persons=args.persons, seed=args.seed)
 
 
 def draw_samples(args: argparse.Namespace) -> Image.Image:
