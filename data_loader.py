@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 import zlib
 from collections import deque
@@ -250,6 +251,9 @@ class TrainBatches:
         size: (height, width) that images are scaled to, where they have another size.
         cache: "device" puts all images there, once; "host" gathers each batch from ``data``, ahead of its use; "auto"
             takes the device if that is a GPU and the images fill at most a quarter of its free memory.
+
+    Attributes:
+        waited: seconds that batches were waited for, because they were not gathered yet.
     """
 
     def __init__(
@@ -264,8 +268,9 @@ class TrainBatches:
         self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
         if cache == "auto":
             cache = "device" if device.type == "cuda" and self._fits() else "host"
-        self.cache = cache
+        self.cache, self.waited = cache, 0.0
         if cache == "device":
+            log.info("all images are put on the device: %.1f GB", sum(images.nbytes for images in self.images) / 1e9)
             self.images = [self._put_whole(images) for images in self.images]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -277,23 +282,28 @@ class TrainBatches:
 
         plan = np.stack(self.sampler.epoch(epoch))  # (2, steps, batch_size)
         flips = np.random.default_rng([self.sampler.seed, epoch]).random(plan.shape) < 0.5
-        plan, flips = plan[:, start:], flips[:, start:]
-        labels = [
-            torch.from_numpy(labels[rows]).to(self.device) for labels, rows in zip(self.labels, plan, strict=True)
-        ]
-        flips = torch.from_numpy(flips).to(self.device)
-        for step, images in enumerate(self._gather(plan)):
+        plan, flips = plan[:, start:], torch.from_numpy(flips[:, start:]).to(self.device)
+        labels = [torch.from_numpy(own[rows]).to(self.device) for own, rows in zip(self.labels, plan, strict=True)]
+        for step, images in enumerate(self.gather(plan)):
             visible, thermal = (to_input(x, self.size, flip[step]) for x, flip in zip(images, flips, strict=True))
             yield visible, thermal, labels[0][step], labels[1][step]
 
-    def _gather(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
-        """The images of each step, uint8 (batch_size, h, w, 3) of both modalities, on the device."""
+    def gather(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
+        """The images of each step, uint8 (batch_size, h, w, 3) of both modalities, on the device.
+
+        ``plan``: their places, (2, steps, batch_size), of visible and of thermal images.
+        """
+        return self._gather_there(plan) if self.cache == "device" else self._gather_ahead(plan)
+
+    def _gather_there(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
         import torch
 
-        if self.cache == "device":
-            for rows in zip(*(torch.from_numpy(rows).to(self.device) for rows in plan), strict=True):
-                yield [images.index_select(0, own) for images, own in zip(self.images, rows, strict=True)]
-            return
+        for rows in zip(*(torch.from_numpy(rows).to(self.device) for rows in plan), strict=True):
+            yield [images.index_select(0, own) for images, own in zip(self.images, rows, strict=True)]
+
+    def _gather_ahead(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
+        """On the host, while the device computes."""
+        import torch
 
         def gather(rows: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
             batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
@@ -304,7 +314,10 @@ class TrainBatches:
 
         with ThreadPoolExecutor(1) as pool:
             for batch in _ahead(pool, lambda rows: pool.submit(gather, rows), zip(*plan, strict=True)):
-                yield [x.to(self.device, non_blocking=True) for x in batch.result()]
+                begin = time.perf_counter()
+                images = batch.result()
+                self.waited += time.perf_counter() - begin
+                yield [x.to(self.device, non_blocking=True) for x in images]
 
     def _fits(self) -> bool:
         import torch
@@ -315,9 +328,11 @@ class TrainBatches:
         import torch
 
         whole = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
-        for start in range(0, len(images), 1024):  # in parts: they need not fit into the host's memory
-            part = slice(start, start + 1024)
-            whole[part] = torch.from_numpy(np.array(images[part]))
+        starts = range(0, len(images), 512)  # in parts: they need not fit into the host's memory
+        pool = ThreadPoolExecutor(3)
+        parts = _ahead(pool, lambda start: pool.submit(np.array, images[start : start + 512]), starts)
+        for start, part in zip(starts, parts, strict=True):
+            whole[start : start + 512] = torch.from_numpy(part.result())
         return whole
 
 
@@ -333,8 +348,8 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
         x = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True).round()
         images = x.permute(0, 2, 3, 1).contiguous()
     if flip is not None:
-        rows = torch.arange(len(images), device=images.device) + len(images) * flip  # of the images, then mirror images
-        images = torch.cat([images, images.flip(2)]).index_select(0, rows)
+        both = torch.cat([images, images.flip(2)])  # the images, then their mirror images; faster than torch.where
+        images = both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flip)
     mean, std = _mean_and_std(size[1], images.device)
     x = images.flatten(2).float().div_(255).sub_(mean).div_(std)  # (N, height, width * 3): plain rows are fastest
     return x.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)  # storage stays NHWC: channels_last without a copy

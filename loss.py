@@ -45,14 +45,15 @@ class HeteroCenterLoss(nn.Module):
                 "the Hetero-Center loss needs the same persons in both modalities, not "
                 f"{sorted({*visible_labels.tolist()})} visible and {sorted({*thermal_labels.tolist()})} thermal"
             )
-        # A center for each visible row, so that the number of persons, which only the labels know, is no shape.
+        # Row i holds the centers of the person of visible row i: the number of persons, which only the labels know, is
+        # then no shape. A person of k rows stands there k times, so each counts a k-th.
         same_visible, same_thermal = ((visible_labels[:, None] == labels).to(visible)  # (N, N) and (N, M)
                                       for labels in (visible_labels, thermal_labels))  # fmt: skip
         rows = same_visible.sum(1)  # (N,) visible rows of the person of each row
         visible_centers = same_visible @ visible / rows[:, None]
         thermal_centers = same_thermal @ thermal / same_thermal.sum(1, keepdim=True)
         beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)
-        return (beyond / rows).sum(-1)  # each person once
+        return (beyond / rows).sum(-1)
 
 
 def stripe_losses(

@@ -183,7 +183,10 @@ def stripe_window(height: int, num_parts: int = 6) -> tuple[int, int]:
 def _stripes(x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
     """(N, C, H, W) -> num_parts x (N, C): means over row bands."""
     rows = x.permute(0, 2, 3, 1).mean(2)  # (N, H, C): with the channels last the gradient is so, too
-    return rows.unfold(1, *stripe_window(rows.shape[1], num_parts)).mean(3).unbind(1)  # of (N, num_parts, C, band)
+    band, stride = stripe_window(rows.shape[1], num_parts)
+    if band == stride:  # the same as below, in simpler steps for the compiler
+        return rows.unflatten(1, (num_parts, band)).mean(2).unbind(1)
+    return rows.unfold(1, band, stride).mean(3).unbind(1)  # of (N, num_parts, C, band)
 
 
 def _l2_normalise(x: Tensor) -> Tensor:

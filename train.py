@@ -108,6 +108,10 @@ def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Opti
         optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4, fused=True)
     else:
         optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
+        # The first step would do so with memory as it finds it, and not write there if its gradients overflow in fp16.
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     set_learning_rate(optimizer, args.lr)
     return optimizer
 
@@ -214,7 +218,7 @@ def means(history: Tensor) -> tuple[float, float, float]:
 
 def check_weights(net: EmbedNet) -> None:
     """FloatingPointError: the last step has broken the network."""
-    if not all(value.isfinite().all() for value in net.state_dict().values()):
+    if not torch.stack([value.isfinite().all() for value in net.state_dict().values()]).all():
         raise FloatingPointError("a weight is not finite")
 
 
@@ -407,8 +411,7 @@ class Run:
                 "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
         }
-        for kind in kinds:
-            utils.save_checkpoint(self.file(kind), state)
+        utils.save_checkpoint([self.file(kind) for kind in kinds], state)
         self.good_file = self.file("last")
         self.write_metrics()
 
@@ -479,6 +482,9 @@ class Run:
                 expected = {"momentum_buffer": like}
             if {name: (x.shape, x.dtype) for name, x in state.get(number, {}).items()} != expected:
                 raise ValueError("the optimizer is of another network")
+            if expected:  # in the parameter's memory format, which the fused step takes for granted
+                state[number] = {name: torch.empty_like(parameter).copy_(x) if x.dim() else x
+                                 for name, x in state[number].items()}  # fmt: skip
         own = self.optimizer.state_dict()["param_groups"]  # the flags decide these
         self.optimizer.load_state_dict({"state": state, "param_groups": own})
         if self.scaler:

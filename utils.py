@@ -334,6 +334,7 @@ def select_device(gpu: str) -> torch.device:
     if count > 1:
         log.info("%d GPUs are visible; a run uses one", count)
     log.info("device: cuda:%d (%s)", index, torch.cuda.get_device_name(index))
+    torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
@@ -466,10 +467,10 @@ def _flock(file: BinaryIO) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed, or the process ends in whatever way
 
 
-def save_checkpoint(path: str, state: dict) -> None:
+def save_checkpoint(path: str | list[str], state: dict) -> None:
     """Write a dict of plain types and tensors; ``path`` always holds a whole checkpoint or the one before.
 
-    Equal states give equal bytes.
+    Equal states give equal bytes. Of several paths each gets the same, one after the other.
 
     Raises:
         OSError: the file cannot be written, on a full disk for instance.
@@ -479,8 +480,9 @@ def save_checkpoint(path: str, state: dict) -> None:
 
     data = io.BytesIO()  # torch's own writer would not say that a disk is full
     torch.save(_plain(state), data)
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        file.write(data.getbuffer())
+    for name in [path] if isinstance(path, str) else path:
+        with whole_file(name) as partial, open(partial, "wb") as file:
+            file.write(data.getbuffer())
 
 
 def _plain(value, device: str = "cpu", room: list[int] | None = None):

@@ -292,6 +292,19 @@ def test_what_is_faster_changes_no_value():
         assert (weight - exact[1]).norm() / exact[1].norm() < tolerance
 
 
+def test_a_first_step_that_overflows_leaves_weights_and_momentum():
+    """As --amp fp16 may, whose scale starts high: the step is left out, and momentum is not what memory held before."""
+    net = EmbedNet(2, low_dim=8, arch="resnet18", pretrained="none").train()
+    optimizer = build_optimizer(net, SimpleNamespace(lr=0.01, optim="sgd"))
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    images, labels = torch.randn(2, 4, 3, 96, 32), torch.tensor([0, 0, 1, 1])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    train_step(net, optimizer, (*images, labels, labels), HeteroCenterLoss(), 0.6, scaler=scaler)
+    assert scaler.get_scale() == 2.0**126
+    assert all(map(torch.equal, before, net.parameters()))
+    assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
 @pytest.mark.parametrize("num_parts", [6, 4])
 def test_least_height(num_parts):
     net = EmbedNet(3, low_dim=8, arch="resnet18", num_parts=num_parts, pretrained="none").eval()
@@ -334,7 +347,10 @@ def test_device(gpu, count, device, said, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert utils.select_device(gpu) == torch.device(device)
+    assert chosen == ([] if device == "cpu" else [int(device[-1])])
     assert all(text in caplog.text for text in said)
 
 

@@ -115,7 +115,10 @@ def test_contact_sheet(sysu_tree, regdb_tree, call, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "rows"),
     [
-        (["data", "--workers", 0], ["image by image, 0 workers", "ours, on the host", "ours, to the network's input"]),
+        (
+            ["data", "--workers", 0],
+            ["image by image, 0 workers", "ours, gathered on the host", "ours, from the host to the network"],
+        ),
         (["train", "--arch", "resnet18", "--warmup", 1, "--workers", 0, "--only", "way"], ["the published way"]),
         (["train", "--arch", "resnet18", "--warmup", 1, "--only", "ours"], ["ours"]),
     ],

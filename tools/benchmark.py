@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import platform
 import resource
 import time
 import tracemalloc
@@ -149,12 +150,20 @@ class ImageByImage(Dataset):
         return *images, self.data.visible_labels[v], self.data.thermal_labels[t]
 
 
-def rate(batches: Iterator, steps: int, images: int) -> float:
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has still to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rate(batches: Iterator, steps: int, images: int, device: torch.device) -> float:
     """Images per second of ``steps`` batches, after one that warms up."""
     next(batches)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(steps):
         next(batches)
+    synchronize(device)
     return steps * images / (time.perf_counter() - start)
 
 
@@ -166,27 +175,32 @@ def benchmark_data(args: argparse.Namespace) -> None:
     found = {}
     for workers in args.workers:
         loader = DataLoader(ImageByImage(data, sampler, size), half, num_workers=workers)
-        found[f"image by image, {workers} workers"] = rate(iter(loader), args.steps, 2 * half)
+        found[f"image by image, {workers} workers"] = rate(iter(loader), args.steps, 2 * half, device)
     best = max(found.values())
-    batches = TrainBatches(data, sampler, size, device, "host")
-    found["ours, on the host"] = rate(batches._gather(sampler.epoch(0)), args.steps, 2 * half)
-    found["ours, to the network's input"] = rate(batches.epoch(0), args.steps, 2 * half)
+    for cache in ("host", "device") if device.type == "cuda" else ("host",):
+        batches = TrainBatches(data, sampler, size, device, cache)
+        gathered = batches.gather(np.stack(sampler.epoch(0)))
+        found[f"ours, gathered on the {cache}"] = rate(gathered, args.steps, 2 * half, device)
+        found[f"ours, from the {cache} to the network"] = rate(batches.epoch(0), args.steps, 2 * half, device)
     for name, images in found.items():
-        print(f"{name:32s}{images:10,.0f} images/s{images / best:8.1f}x")
+        print(f"{name:36s}{images:10,.0f} images/s{images / best:8.1f}x")
 
 
-def published_steps(net: EmbedNet, optimizer, data: TrainingSet, args: argparse.Namespace, device) -> Iterator:
-    """The published loop in stock PyTorch; yields the seconds that each step waited for its batch."""
+def published_steps(net: EmbedNet, data: TrainingSet, args: argparse.Namespace, device: torch.device) -> Iterator:
+    """The published loop in stock PyTorch; yields the seconds that it has waited for batches."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
     size, half = (args.img_h, args.img_w), args.batch_size // 2
     sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
     loader = iter(DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers[-1]))
+    waited = 0.0
     while True:
         start = time.perf_counter()
-        visible, thermal, visible_labels, thermal_labels = (x.to(device) for x in next(loader))
-        waited = time.perf_counter() - start
+        batch = next(loader)
+        waited += time.perf_counter() - start
+        visible, thermal, visible_labels, thermal_labels = (x.to(device) for x in batch)
         logits, feats = net(visible, thermal)
         labels = torch.cat([visible_labels, thermal_labels])
-        loss, half = 0.0, len(visible)
+        loss = 0.0
         for stripe, feat in zip(logits, feats, strict=True):
             centers = [x.unflatten(0, (-1, PER_IMG)).mean(1) for x in (feat[:half], feat[half:])]
             loss = loss + F.cross_entropy(stripe, labels) + 0.6 * ((centers[0] - centers[1]) ** 2).sum()
@@ -197,59 +211,67 @@ def published_steps(net: EmbedNet, optimizer, data: TrainingSet, args: argparse.
         yield waited
 
 
-def our_steps(net: EmbedNet, optimizer, data: TrainingSet, args: argparse.Namespace, device, flags: dict) -> Iterator:
-    """train.py's loop, or with ``bare`` its network on one batch over and over."""
-    size, half = (args.img_h, args.img_w), args.batch_size // 2
-    sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
-    batches = TrainBatches(data, sampler, size, device).epoch(0)
-    amp, fast_net = train.AMP[flags.get("amp", "off")], torch.compile(net) if flags.get("compile") else net
-    batch = next(batches)
-    while True:
-        start = time.perf_counter()
-        if not flags.get("bare"):
-            batch = next(batches)
-        waited = time.perf_counter() - start
-        if flags.get("bare"):
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                logits, _ = fast_net(*batch[:2])
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(logits).float().logsumexp(2).sum().backward()
-            optimizer.step()
-        else:
-            train.train_step(fast_net, optimizer, batch, HeteroCenterLoss(), 0.6, amp)
-        yield waited
+def our_steps(
+    net: EmbedNet, data: TrainingSet, args: argparse.Namespace, device: torch.device, flags: dict
+) -> Iterator:
+    """An epoch of train.py, or with ``bare`` its network on one batch over and over; yields like `published_steps`."""
+    flags = {"amp": "off", "compile": False, "cache": "auto", "bare": False, **flags}
+    net = net.to(memory_format=torch.channels_last)
+    optimizer = train.build_optimizer(net, SimpleNamespace(optim="sgd", lr=0.008))
+    sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size // 2, PER_IMG)
+    batches = TrainBatches(data, sampler, (args.img_h, args.img_w), device, flags["cache"])
+    amp, fast_net = train.AMP[flags["amp"]], torch.compile(net) if flags["compile"] else net
+    batch = next(batches.epoch(0))
+    while flags["bare"]:
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            logits, _ = fast_net(*batch[:2])
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(logits).float().logsumexp(2).sum().backward()
+        optimizer.step()
+        yield 0.0
+    update = partial(
+        train.train_step, fast_net, optimizer, hc_loss=HeteroCenterLoss(), w_hc=0.6, amp=amp,
+        scaler=torch.amp.GradScaler() if flags["amp"] == "fp16" else None,
+    )  # fmt: skip
+    if device.type == "cuda":
+        update(batch)
+        torch.cuda.set_sync_debug_mode("warn")  # a step that waits for the GPU says so here
+        update(batch)
+        torch.cuda.set_sync_debug_mode("default")
+    history = torch.zeros(sampler.steps, 3, dtype=torch.float64, device=device)
+    for _ in train.train_epoch(update, batches, 0, SimpleNamespace(lr=0.008, w_hc=0.6, epochs=0), history):
+        yield batches.waited
 
 
 def measure(args: argparse.Namespace, flags: dict) -> dict[str, float]:
     """Images per second, milliseconds a step and of it for data, and peak memory in GiB; in a process of its own."""
     device = utils.select_device(args.gpu)
-    published = flags.get("published", False)
-    if published:
+    if flags.get("published"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.manual_seed(1)
     else:
         utils.seed_everything(1, flags.get("deterministic", True), flags.get("tf32", False))
-    data = noise((args.steps + 5) * args.batch_size // 2, (args.img_h, args.img_w))
+    data = noise((args.warmup + args.steps) * args.batch_size // 2, (args.img_h, args.img_w))
     net = EmbedNet(PERSONS, arch=args.arch, pretrained="none").to(device).train()
-    if published:
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        steps = published_steps(net, optimizer, data, args, device)
+    if flags.get("published"):
+        steps = published_steps(net, data, args, device)
     else:
-        net = net.to(memory_format=torch.channels_last)
-        optimizer = train.build_optimizer(net, SimpleNamespace(optim="sgd", lr=0.008))
-        steps = our_steps(net, optimizer, data, args, device, flags)
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        steps = our_steps(net, data, args, device, flags)
     for _ in range(args.warmup):
-        next(steps)
-    synchronize()
+        waited = next(steps)
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    waited = sum(next(steps) for _ in range(args.steps))
-    synchronize()
+    for _ in range(args.steps):
+        waited_in_all = next(steps)
+    synchronize(device)
     seconds = (time.perf_counter() - start) / args.steps
-    on_gpu = device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
     return {"images/s": args.batch_size / seconds, "step ms": 1000 * seconds,
-            "data wait ms": 1000 * waited / args.steps, "peak GiB": memory / 2**30}  # fmt: skip
+            "data wait ms": 1000 * (waited_in_all - waited) / args.steps, "peak GiB": memory / 2**30}  # fmt: skip
 
 
 def benchmark_train(args: argparse.Namespace) -> None:
@@ -264,9 +286,13 @@ def benchmark_train(args: argparse.Namespace) -> None:
         "ours, --amp bf16 --compile": fast,
         "the bare network, bf16, compiled": {**fast, "bare": True},
     }
-    if torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    args.steps, args.warmup = args.steps or (100 if on_gpu else 5), args.warmup or (20 if on_gpu else 2)
+    if on_gpu:
+        variants["ours, --cache host"] = {"cache": "host"}
         variants["ours, --no-deterministic"] = {"deterministic": False}
         variants["ours, --tf32"] = {"tf32": True}
+        variants["ours, --amp fp16"] = {"amp": "fp16"}
         variants["ours, --amp bf16 --compile --no-deterministic"] = {**fast, "deterministic": False}
     if args.only and not any(name.endswith(tuple(args.only)) for name in variants):
         utils.fail(f"--only {' '.join(args.only)}: no row ends so; there are {', '.join(variants)}")
@@ -285,11 +311,10 @@ def benchmark_train(args: argparse.Namespace) -> None:
         )
     if args.json:
         with utils.whole_file(args.json) as partial, open(partial, "w", encoding="utf-8") as file:
-            json.dump(
-                {"flags": {**vars(args), "benchmark": "train"}, "versions": utils.versions(), "results": found},
-                file,
-                indent=1,
-            )
+            device = torch.cuda.get_device_name(utils.select_device(args.gpu)) if on_gpu else platform.machine()
+            flags = {**vars(args), "benchmark": "train"}
+            content = {"device": device, "flags": flags, "versions": utils.versions(), "results": found}
+            json.dump(content, file, indent=1)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -302,19 +327,21 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(benchmark=benchmark_evaluate)
     data = commands.add_parser("data", help="training batches")
     steps = commands.add_parser("train", help="training steps")
-    for command, benchmark, n, workers in ((data, benchmark_data, 30, (0, 1, 2)), (steps, benchmark_train, 5, (4,))):
+    for command, benchmark, workers in ((data, benchmark_data, (0, 1, 2)), (steps, benchmark_train, (4,))):
         add = command.add_argument
         add("--batch-size", type=utils.number(int, 8, 1025), default=64, help="images of both modalities (%(default)s)")
         add("--img-h", type=utils.number(int, 81, utils.LARGEST + 1), default=288, help="image height (%(default)s)")
         add("--img-w", type=utils.number(int, 1, utils.LARGEST + 1), default=144, help="image width (%(default)s)")
-        add("--steps", type=utils.number(int, 1, 10**4), default=n, help="batches to time (%(default)s)")
         add("--workers", type=utils.number(int, 0), nargs="+", default=workers,
             help="of the loader that takes an image at a time (%(default)s)")  # fmt: skip
         add("--gpu", default="0", help="number of the GPU (%(default)s)")
         command.set_defaults(benchmark=benchmark)
+    n = utils.number(int, 1, 10**4)
+    data.add_argument("--steps", type=n, default=30, help="batches to time (%(default)s)")
     add = steps.add_argument
+    add("--steps", type=n, help="steps to time (100 on a GPU, 5 on a CPU)")
+    add("--warmup", type=n, help="steps before the clock starts (20 on a GPU, 2 on a CPU)")
     add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)")
-    add("--warmup", type=utils.number(int, 1), default=2, help="steps before the clock starts (%(default)s)")
     add("--only", nargs="+", metavar="NAME", help="the rows whose names end so")
     add("--json", help="file to write the results to")
     return parser
