@@ -137,7 +137,8 @@ def train_step(
     Args:
         net: the network, or what `torch.compile` makes of it.
         batch: (visible, thermal, visible_labels, thermal_labels) as `data_loader.TrainBatches` yields them.
-        amp: precision of the network, if not its own; the losses are computed in float32 at least.
+        amp: precision of the network, if not its own; the losses are computed in float32 at least (--tf32 rounds the
+            factors of their matrix products, like all others on a GPU).
         scaler: of the gradients, which torch.float16 needs.
 
     Returns:
@@ -510,7 +511,7 @@ def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Se
             for epoch in range(run.epoch + 1, args.epochs + 1):
                 set_learning_rate(run.optimizer, learning_rate(epoch, args.lr))
                 net.train()
-                for step in train_epoch(update, batches, epoch, args, run.history, run.step):
+                for step in train_epoch(update, batches, epoch, args, run.history, run.step):  # each turn is an update
                     run.step = step
                     check()
                     if args.save_every_steps and step % args.save_every_steps == 0 and step < len(run.history):
