@@ -108,7 +108,7 @@ def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Opti
         optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4, fused=True)
     else:
         optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
-        # The first step would do so with memory as it finds it, and not write there if its gradients overflow in fp16.
+        # Otherwise the first step takes memory as it finds it, and does not write there if its fp16 gradients overflow.
         for parameter in net.parameters():
             if parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
