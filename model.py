@@ -229,4 +229,6 @@ def _weights_file(path: str) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
-        raise OSError(f"--pretrained {path}: not a file of torchvision ResNet weights") from None
+        raise OSError(
+            f"--pretrained {path}: not a file of torchvision ResNet weights; give one, or 'imagenet' or 'none'"
+        ) from None

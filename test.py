@@ -47,7 +47,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     for flag in unused:
         flag.default, flag.help = None, argparse.SUPPRESS
     add = parser.add_argument
-    add("--pretrained", type=utils.undamaged,
+    add("--pretrained", type=utils.weights,
         help="score an untrained network instead of a checkpoint: imagenet, none or a file")  # fmt: skip
     add("--trial", type=trial_number, default=1, help="RegDB's trial, 1 to 10, or all (%(default)s)")
     add("--features", choices=[*KINDS, "both"], default="both", help="features to score (%(default)s)")

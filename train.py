@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
             flag.help += "; last: that of this run, if there is one yet"
     utils.add_training_flags(parser)
     add = parser.add_argument
-    add("--pretrained", type=utils.undamaged, default="imagenet",
+    add("--pretrained", type=utils.weights, default="imagenet",
         help="weights to start from: imagenet, none or a file (%(default)s)")  # fmt: skip
     add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search (%(default)s)")
     add("--trial", type=utils.number(int, 1, 11), default=1, help="RegDB's trial, 1 to 10 (%(default)s)")
@@ -143,7 +143,7 @@ def train_step(
 
     Returns:
         Cross-entropy and Hetero-Center loss of each stripe, (stripes,) both, and the share of right classifications.
-        If they are not finite neither are the network's weights any more.
+        If they are not finite neither are the network's weights any more (but for a scaler, which leaves the step out).
     """
     visible, thermal, visible_labels, thermal_labels = batch
     with torch.autocast(visible.device.type, amp, enabled=amp is not None):
@@ -336,6 +336,11 @@ class Run:
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"epoch {self.epoch}"
 
+    @property
+    def mark(self) -> str:
+        """The line of the log below which all is repeated, if the run goes on from the checkpoint of this moment."""
+        return f"checkpoint: {self}"
+
     def begin(self, checkpoint: dict | None) -> None:
         """Start anew, or exactly where the --resume checkpoint stopped (FIDELITY 7); then open the log and the metrics.
 
@@ -352,9 +357,9 @@ class Run:
         elif args.resume:
             log.info("there is no %s to go on with: starting from the beginning", self.file("last"))
         self._check_metrics()
-        utils.write_log(after=f"checkpoint: {self}" if args.resume else None)
+        utils.write_log(after=self.mark if args.resume else None)
         if not checkpoint:
-            log.debug("checkpoint: %s", str(self))
+            log.debug(self.mark)
         self.write_metrics()
         if args.tensorboard is not False:
             self._open_board()
@@ -399,7 +404,7 @@ class Run:
         if self.step:
             means(self.history[: self.step])
         check_weights(self.net)
-        log.debug("checkpoint: %s", str(self))
+        log.debug(self.mark)
         state = {
             "net": self.net.state_dict(),
             **{name: getattr(self, name) for name in self.PROGRESS},
@@ -521,9 +526,6 @@ def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Se
                 scores = evaluate(net, images, search, args, run.device, check) if tested else {}
                 run.save(*run.finish_epoch(scores))
                 check()
-        except FloatingPointError as error:
-            kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
-            raise FloatingPointError(f"epoch {epoch}: {error}; {kept}; a lower --lr or --w_hc may help") from None
         except utils.Stopped as stopped:
             run.save("last")
             log.warning("stopped after %s: the same command with --resume last goes on with %s", run, run.good_file)
@@ -538,7 +540,7 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic, args.tf32)
     if args.test_only:
-        score_checkpoint(args, device)
+        score_checkpoint(args, name, device)
         return
     logs = os.path.join(args.log_path, name)
     utils.make_folder(args.model_path, "--model_path")
@@ -554,13 +556,17 @@ def main() -> None:
         net = build_network(args, checkpoint, data.n_class, device)
         run = Run(name, args, net, data, sampler.steps, device)
         run.begin(checkpoint)
-        train(run, batches, images, search)
+        try:
+            train(run, batches, images, search)
+        except FloatingPointError as error:
+            kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
+            utils.fail(f"epoch {run.epoch + 1}: {error}; {kept}; a lower --lr or --w_hc may help")
         run.end()
 
 
-def score_checkpoint(args: argparse.Namespace, device: torch.device) -> None:
+def score_checkpoint(args: argparse.Namespace, name: str, device: torch.device) -> None:
     """What --test-only does: the test that runs during training, on the --resume checkpoint."""
-    args.resume = utils.find_checkpoint(args.resume, args.model_path)
+    args.resume = utils.find_checkpoint(f"{name}_last.t" if args.resume == "last" else args.resume, args.model_path)
     images, search = list_images(args)
     net = build_network(args, utils.load_checkpoint(args.resume), None, device)
     evaluate(net, images, search, args, device)

@@ -82,9 +82,11 @@ def number(kind: type, least: float, below: float = float("inf"), above: bool = 
     return parse
 
 
-def undamaged(text: str) -> str:
-    """An argparse type: a file that is whole, or another word."""
-    if os.path.isfile(text):
+def weights(text: str) -> str:
+    """An argparse type: imagenet, none, or a file that is there and whole."""
+    if text not in ("imagenet", "none"):
+        if not os.path.isfile(text):
+            fail(f"--pretrained {text}: no such file; give 'imagenet', 'none' or a file")
         check_archive(text)
     return text
 
@@ -262,6 +264,19 @@ class _LogFile(logging.FileHandler):
         raise  # the OSError at hand: a full disk ends the program, not just its log
 
 
+class _Kept(logging.handlers.MemoryHandler):
+    """Keeps lines for a log file until `open`; if that never comes, not even the end of the program writes them."""
+
+    def __init__(self, file: _LogFile):
+        super().__init__(sys.maxsize, sys.maxsize)
+        self.file = file
+
+    def open(self) -> None:
+        self.setTarget(self.file)
+        self.capacity = 0
+        self.flush()
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return ("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage()
@@ -276,7 +291,7 @@ def start_log(path: str | None = None) -> None:
         make_folder(os.path.dirname(path), "--log_path")
         file = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
         file.setFormatter(_Formatter())
-        handlers.append(logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize, file, flushOnClose=False))
+        handlers.append(_Kept(file))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("__main__").setLevel(logging.DEBUG)
 
@@ -287,15 +302,14 @@ def write_log(after: str | None = None) -> None:
     ``after``: a line of the file. Those below its last occurrence were written by a run that was lost, and are removed.
     """
     for kept in logging.getLogger().handlers:
-        if isinstance(kept, logging.handlers.MemoryHandler):
-            path = kept.target.baseFilename
+        if isinstance(kept, _Kept):
+            path = kept.file.baseFilename
             if after and os.path.exists(path):
                 with open(path, "r+b") as file:
                     head, line, _ = file.read().rpartition(f"\n{after}\n".encode())
                     if line:
                         file.truncate(len(head + line))
-            kept.capacity = 0
-            kept.flush()
+            kept.open()
 
 
 def versions() -> dict[str, str]:

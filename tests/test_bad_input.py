@@ -3,6 +3,7 @@
 The fixture `bad` sees to all of that but the words.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ from test_score import features_file
 
 import utils
 from model import EmbedNet
+from tools.killtest import start
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
@@ -239,11 +241,29 @@ def test_resuming_with_other_flags(bad, sysu_run, tmp_path, flags, message):
     assert not [*tmp_path.glob("*.t")]
 
 
-def test_loss_that_is_not_finite_stops_the_run(bad, sysu_tree, tmp_path):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_loss_that_is_not_finite_stops_the_run(bad, sysu_tree, tmp_path, monkeypatch, stopped):
+    """Also if a signal comes before it is noticed."""
+    if stopped:
+        steps = []
+
+        def check() -> None:
+            steps.append(True)
+            if len(steps) == 3:
+                raise utils.Stopped(130)
+
+        monkeypatch.setattr(utils, "stoppable", lambda: contextlib.nullcontext(check))
     flags = [*TINY, *TINY_BATCH, "--data_path", sysu_tree, "--model_path", tmp_path, "--log_path", tmp_path]
     line = bad("train.py", *flags, "--lr", 1e30, "--epochs", 0)
     assert re.search(r"epoch 0: the loss is not finite at step \d+ .*no checkpoint was saved yet", line)
     assert not [*tmp_path.glob("*.t")]
+
+
+def test_what_is_refused_writes_no_log(tmp_path):
+    """Not even as the program ends."""
+    process = start(["train.py", *TINY, "--data_path", tmp_path, "--model_path", tmp_path, "--log_path", tmp_path])
+    assert "test_id.txt not found" in process.communicate()[0] and process.returncode == 2
+    assert not [*tmp_path.rglob("*.log")]
 
 
 def test_weights_that_cannot_be_downloaded(bad, sysu_tree, tmp_path, monkeypatch):
@@ -439,7 +459,7 @@ def test_existing_runs_are_not_written_over(bad, call, capsys, sysu_run):
     with utils.lock(str(sysu_run["models"] / RUN)), pytest.raises(SystemExit):
         call("train.py", *flags, "--resume", "last")
     assert f"{RUN}… (it holds" in capsys.readouterr().err
-    assert "--resume last: no such checkpoint" in bad(
+    assert "whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone_last.t: no such checkpoint" in bad(
         "train.py", *flags, "--method", "new", "--test-only", "--resume", "last"
     )
 

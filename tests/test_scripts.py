@@ -61,7 +61,9 @@ def test_the_last_line_names_the_command_to_run_next(sysu_run, tmp_path):
 
 def test_test_only_repeats_the_score_of_training(output, sysu_run, tmp_path):
     flags = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
-    out = output("train.py", *TINY, "--drop", 0.3, *flags, "--resume", f"{RUN}_best.t", "--test-only")
+    flags += [*TINY, "--drop", 0.3, "--test-only", "--resume"]
+    out = output("train.py", *flags, f"{RUN}_best.t")
+    assert "test fc" in output("train.py", *flags, "last", *TINY_BATCH, "--lr", 0.01)
     trained = [line for line in (sysu_run["logs"] / f"{RUN}.log").read_text().splitlines() if line.startswith("test ")]
     assert [line for line in out.splitlines() if line.startswith("test ")] == trained
 

@@ -31,7 +31,7 @@ import utils
 from data_loader import IMAGENET_MEAN, IMAGENET_STD, IdentitySampler, TrainBatches, TrainingSet
 from eval_metrics import Distances, eval_sysu
 from loss import HeteroCenterLoss
-from model import EmbedNet
+from model import EmbedNet, least_height
 
 SIZES = {  # (queries, gallery, persons)
     "SYSU-MM01 single-shot": (3803, 301, 96),
@@ -39,7 +39,7 @@ SIZES = {  # (queries, gallery, persons)
     "RegDB": (2060, 2060, 206),
 }
 LARGE = (20_000, 50_000, 1_000)
-PER_IMG, PERSONS = 4, 395
+PER_IMG, PERSONS, AHEAD = 4, 395, 5
 
 
 def lists(queries: int, gallery: int, persons: int) -> tuple[np.ndarray, ...]:
@@ -157,8 +157,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def rate(batches: Iterator, steps: int, images: int, device: torch.device) -> float:
-    """Images per second of ``steps`` batches, after one that warms up."""
-    next(batches)
+    """Images per second of ``steps`` batches, after those that may have been made ahead."""
+    for _ in range(AHEAD):
+        next(batches)
     synchronize(device)
     start = time.perf_counter()
     for _ in range(steps):
@@ -170,7 +171,7 @@ def rate(batches: Iterator, steps: int, images: int, device: torch.device) -> fl
 def benchmark_data(args: argparse.Namespace) -> None:
     device = utils.select_device(args.gpu)
     size, half = (args.img_h, args.img_w), args.batch_size // 2
-    data = noise(max(1000, args.steps * half), size)
+    data = noise(max(1000, (AHEAD + args.steps) * half), size)
     sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
     found = {}
     for workers in args.workers:
@@ -187,11 +188,11 @@ def benchmark_data(args: argparse.Namespace) -> None:
 
 
 def published_steps(net: EmbedNet, data: TrainingSet, args: argparse.Namespace, device: torch.device) -> Iterator:
-    """The published loop in stock PyTorch; yields the seconds that it has waited for batches."""
+    """The published loop in stock PyTorch, with our network; yields the seconds that it has waited for batches."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
     size, half = (args.img_h, args.img_w), args.batch_size // 2
     sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
-    loader = iter(DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers[-1]))
+    loader = iter(DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers))
     waited = 0.0
     while True:
         start = time.perf_counter()
@@ -266,11 +267,11 @@ def measure(args: argparse.Namespace, flags: dict) -> dict[str, float]:
     for _ in range(args.steps):
         waited_in_all = next(steps)
     synchronize(device)
-    seconds = (time.perf_counter() - start) / args.steps
+    step = (time.perf_counter() - start) / args.steps
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
-    return {"images/s": args.batch_size / seconds, "step ms": 1000 * seconds,
+    return {"images/s": args.batch_size / step, "step ms": 1000 * step,
             "data wait ms": 1000 * (waited_in_all - waited) / args.steps, "peak GiB": memory / 2**30}  # fmt: skip
 
 
@@ -292,10 +293,13 @@ def benchmark_train(args: argparse.Namespace) -> None:
         variants["ours, --cache host"] = {"cache": "host"}
         variants["ours, --no-deterministic"] = {"deterministic": False}
         variants["ours, --tf32"] = {"tf32": True}
+        variants["the bare network, tf32"] = {"tf32": True, "bare": True}
         variants["ours, --amp fp16"] = {"amp": "fp16"}
+        variants["the bare network, fp16"] = {"amp": "fp16", "bare": True}
         variants["ours, --amp bf16 --compile --no-deterministic"] = {**fast, "deterministic": False}
-    if args.only and not any(name.endswith(tuple(args.only)) for name in variants):
-        utils.fail(f"--only {' '.join(args.only)}: no row ends so; there are {', '.join(variants)}")
+    for end in args.only or ():
+        if not any(name.endswith(end) for name in variants):
+            utils.fail(f"--only {end}: no row ends so; there are {'; '.join(variants)}")
     found = {}
     context = multiprocessing.get_context("spawn")
     for name, flags in variants.items():
@@ -304,16 +308,18 @@ def benchmark_train(args: argparse.Namespace) -> None:
         with ProcessPoolExecutor(1, mp_context=context) as pool:  # memory and compiled code of others do not count
             found[name] = pool.submit(measure, args, flags).result()
         if len(found) == 1:
-            print(f"{'':48s}" + "".join(f"{key:>14s}" for key in found[name]) + f"{'ratio':>8s}")
+            print(f"{'':48s}" + "".join(f"{key:>14s}" for key in found[name]) + f"{'to first':>10s}")
         ratio = found[name]["images/s"] / next(iter(found.values()))["images/s"]
         print(
-            f"{name:48s}" + "".join(f"{value:14.2f}" for value in found[name].values()) + f"{ratio:7.2f}x", flush=True
+            f"{name:48s}" + "".join(f"{value:14.2f}" for value in found[name].values()) + f"{ratio:9.2f}x", flush=True
         )
     if args.json:
-        with utils.whole_file(args.json) as partial, open(partial, "w", encoding="utf-8") as file:
-            device = torch.cuda.get_device_name(utils.select_device(args.gpu)) if on_gpu else platform.machine()
-            flags = {**vars(args), "benchmark": "train"}
-            content = {"device": device, "flags": flags, "versions": utils.versions(), "results": found}
+        device = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if on_gpu:
+            device = torch.cuda.get_device_name(utils.select_device(args.gpu))
+        flags = {name: value for name, value in vars(args).items() if name != "benchmark"}
+        content = {"device": device, "flags": flags, "versions": utils.versions(), "results": found}
+        with utils.whole_file(args.json) as path, open(path, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
 
@@ -327,22 +333,29 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(benchmark=benchmark_evaluate)
     data = commands.add_parser("data", help="training batches")
     steps = commands.add_parser("train", help="training steps")
-    for command, benchmark, workers in ((data, benchmark_data, (0, 1, 2)), (steps, benchmark_train, (4,))):
+    for command, benchmark in ((data, benchmark_data), (steps, benchmark_train)):
         add = command.add_argument
         add("--batch-size", type=utils.number(int, 8, 1025), default=64, help="images of both modalities (%(default)s)")
-        add("--img-h", type=utils.number(int, 81, utils.LARGEST + 1), default=288, help="image height (%(default)s)")
+        add(
+            "--img-h",
+            type=utils.number(int, least_height(), utils.LARGEST + 1),
+            default=288,
+            help="image height (%(default)s)",
+        )
         add("--img-w", type=utils.number(int, 1, utils.LARGEST + 1), default=144, help="image width (%(default)s)")
-        add("--workers", type=utils.number(int, 0), nargs="+", default=workers,
-            help="of the loader that takes an image at a time (%(default)s)")  # fmt: skip
         add("--gpu", default="0", help="number of the GPU (%(default)s)")
         command.set_defaults(benchmark=benchmark)
-    n = utils.number(int, 1, 10**4)
-    data.add_argument("--steps", type=n, default=30, help="batches to time (%(default)s)")
+    n, workers = utils.number(int, 1, 10**4), utils.number(int, 0, 257)
+    add = data.add_argument
+    add("--steps", type=n, default=30, help="batches to time (%(default)s)")
+    add("--workers", type=workers, nargs="+", default=[0, 1, 2],
+        help="of the loader that takes an image at a time: the best is 1.0x (0 1 2)")  # fmt: skip
     add = steps.add_argument
+    add("--workers", type=workers, default=4, help="of the published way's loader (%(default)s)")
     add("--steps", type=n, help="steps to time (100 on a GPU, 5 on a CPU)")
     add("--warmup", type=n, help="steps before the clock starts (20 on a GPU, 2 on a CPU)")
     add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)")
-    add("--only", nargs="+", metavar="NAME", help="the rows whose names end so")
+    add("--only", nargs="+", metavar="NAME", help="the rows whose names end so, like 'way', 'bf16' or 'compile'")
     add("--json", help="file to write the results to")
     return parser
 

@@ -529,7 +529,7 @@ def attention(net: EmbedNet, images: Split, dataset: str, size: tuple[int, int],
         raise OSError("no person has images in both modalities")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(pids, min(persons, len(pids)), replace=False))
-    title = f"{DATASETS[dataset]}: where the {net.num_parts} stripes look; checkpoint: {shorten(name)}"
+    title = f"{DATASETS[dataset]}: where the {net.num_parts} stripes look; checkpoint: {shorten(name, 80)}"
     figure, axes = new_figure(2, 2 * len(chosen), (1.5, 3.0), title)
     for row, (modality, mask) in zip(axes, (("visible", ~thermal), ("thermal", thermal)), strict=True):
         for k, pid in enumerate(chosen):
