@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 import zlib
 from collections import deque
@@ -138,7 +137,7 @@ def _live_with_parent() -> None:
 
 
 def _ahead(pool: Executor, submit: Callable, tasks: Iterable) -> Iterator:
-    """What ``submit`` makes of each task, in order, while ``pool`` works at the next two."""
+    """What ``submit`` makes of each task, in order, while ``pool`` works at the next two; then it is shut down."""
     tasks = iter(tasks)
     submitted = deque(map(submit, itertools.islice(tasks, 2)))
     try:
@@ -251,9 +250,6 @@ class TrainBatches:
         size: (height, width) that images are scaled to, where they have another size.
         cache: "device" puts all images there, once; "host" gathers each batch from ``data``, ahead of its use; "auto"
             takes the device if that is a GPU and the images fill at most a quarter of its free memory.
-
-    Attributes:
-        waited: seconds that batches were waited for, because they were not gathered yet.
     """
 
     def __init__(
@@ -268,7 +264,7 @@ class TrainBatches:
         self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
         if cache == "auto":
             cache = "device" if device.type == "cuda" and self._fits() else "host"
-        self.cache, self.waited = cache, 0.0
+        self.cache = cache
         if cache == "device":
             log.info("all images are put on the device: %.1f GB", sum(images.nbytes for images in self.images) / 1e9)
             self.images = [self._put_whole(images) for images in self.images]
@@ -312,12 +308,9 @@ class TrainBatches:
             with torch.cuda.device(self.device):
                 return [x.pin_memory() for x in batch]
 
-        with ThreadPoolExecutor(1) as pool:
-            for batch in _ahead(pool, lambda rows: pool.submit(gather, rows), zip(*plan, strict=True)):
-                begin = time.perf_counter()
-                images = batch.result()
-                self.waited += time.perf_counter() - begin
-                yield [x.to(self.device, non_blocking=True) for x in images]
+        pool = ThreadPoolExecutor(1)
+        for batch in _ahead(pool, lambda rows: pool.submit(gather, rows), zip(*plan, strict=True)):
+            yield [x.to(self.device, non_blocking=True) for x in batch.result()]
 
     def _fits(self) -> bool:
         import torch

@@ -296,6 +296,78 @@ def build_network(
     return net.to(device, memory_format=torch.channels_last)
 
 
+def train(run: "Run", batches: data_loader.TrainBatches, images: Split, search: Search) -> None:
+    """The epochs that are left. SIGINT, SIGTERM and SIGHUP finish the step, write <run>_last.t, and end the program."""
+    args, net = run.args, run.net
+    update = functools.partial(
+        train_step, torch.compile(net) if args.compile else net, run.optimizer,
+        hc_loss=HeteroCenterLoss(args.thd, args.dist_type), w_hc=args.w_hc, amp=AMP[args.amp], scaler=run.scaler,
+    )  # fmt: skip
+    with utils.stoppable() as check:
+        try:
+            for epoch in range(run.epoch + 1, args.epochs + 1):
+                set_learning_rate(run.optimizer, learning_rate(epoch, args.lr))
+                net.train()
+                for step in train_epoch(update, batches, epoch, args, run.history, run.step):  # each turn is an update
+                    run.step = step
+                    check()
+                    if args.save_every_steps and step % args.save_every_steps == 0 and step < len(run.history):
+                        run.save("last")
+                check_weights(net)
+                tested = epoch > 0 and epoch % 2 == 0
+                scores = evaluate(net, images, search, args, run.device, check) if tested else {}
+                run.save(*run.finish_epoch(scores))
+                check()
+        except utils.Stopped as stopped:
+            run.save("last")
+            log.warning("stopped after %s: the same command with --resume last goes on with %s", run, run.good_file)
+            sys.exit(stopped.status)
+
+
+def main() -> None:
+    args = parse_args()
+    name = run_name(args)
+    utils.start_log(os.path.join(args.log_path, f"{name}.log"))
+    utils.log_run(args)
+    device = utils.select_device(args.gpu)
+    utils.seed_everything(args.seed, args.deterministic, args.tf32)
+    if args.test_only:
+        score_checkpoint(args, name, device)
+        return
+    logs = os.path.join(args.log_path, name)
+    utils.make_folder(args.model_path, "--model_path")
+    utils.make_folder(logs, "--log_path")
+    with utils.lock(os.path.join(args.model_path, name)), utils.lock(os.path.join(logs, "metrics")):
+        checkpoint = read_checkpoint(args, name)
+        images, search = list_images(args)
+        data = load_training_set(args)
+        with utils.blame(args.data_path):
+            labels = data.visible_labels, data.thermal_labels
+            sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
+        batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device, args.cache)
+        net = build_network(args, checkpoint, data.n_class, device)
+        run = Run(name, args, net, data, sampler.steps, device)
+        run.begin(checkpoint)
+        try:
+            train(run, batches, images, search)
+        except FloatingPointError as error:
+            kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
+            utils.fail(f"epoch {run.epoch + 1}: {error}; {kept}; a lower --lr or --w_hc may help")
+        run.end()
+
+
+def score_checkpoint(args: argparse.Namespace, name: str, device: torch.device) -> None:
+    """What --test-only does: the test that runs during training, on the --resume checkpoint."""
+    args.resume = utils.find_checkpoint(f"{name}_last.t" if args.resume == "last" else args.resume, args.model_path)
+    images, search = list_images(args)
+    net = build_network(args, utils.load_checkpoint(args.resume), None, device)
+    evaluate(net, images, search, args, device)
+    utils.write_log()
+
+
+# ---- a run and its files --------------------------------------------------------------------------------------------
+
+
 class Run:
     """A training under way: all that a checkpoint holds of it, and the files that it leaves.
 
@@ -502,75 +574,6 @@ class Run:
             )
         elif self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self.device)
-
-
-def train(run: Run, batches: data_loader.TrainBatches, images: Split, search: Search) -> None:
-    """The epochs that are left. SIGINT, SIGTERM and SIGHUP finish the step, write <run>_last.t, and end the program."""
-    args, net = run.args, run.net
-    update = functools.partial(
-        train_step, torch.compile(net) if args.compile else net, run.optimizer,
-        hc_loss=HeteroCenterLoss(args.thd, args.dist_type), w_hc=args.w_hc, amp=AMP[args.amp], scaler=run.scaler,
-    )  # fmt: skip
-    with utils.stoppable() as check:
-        try:
-            for epoch in range(run.epoch + 1, args.epochs + 1):
-                set_learning_rate(run.optimizer, learning_rate(epoch, args.lr))
-                net.train()
-                for step in train_epoch(update, batches, epoch, args, run.history, run.step):  # each turn is an update
-                    run.step = step
-                    check()
-                    if args.save_every_steps and step % args.save_every_steps == 0 and step < len(run.history):
-                        run.save("last")
-                check_weights(net)
-                tested = epoch > 0 and epoch % 2 == 0
-                scores = evaluate(net, images, search, args, run.device, check) if tested else {}
-                run.save(*run.finish_epoch(scores))
-                check()
-        except utils.Stopped as stopped:
-            run.save("last")
-            log.warning("stopped after %s: the same command with --resume last goes on with %s", run, run.good_file)
-            sys.exit(stopped.status)
-
-
-def main() -> None:
-    args = parse_args()
-    name = run_name(args)
-    utils.start_log(os.path.join(args.log_path, f"{name}.log"))
-    utils.log_run(args)
-    device = utils.select_device(args.gpu)
-    utils.seed_everything(args.seed, args.deterministic, args.tf32)
-    if args.test_only:
-        score_checkpoint(args, name, device)
-        return
-    logs = os.path.join(args.log_path, name)
-    utils.make_folder(args.model_path, "--model_path")
-    utils.make_folder(logs, "--log_path")
-    with utils.lock(os.path.join(args.model_path, name)), utils.lock(os.path.join(logs, "metrics")):
-        checkpoint = read_checkpoint(args, name)
-        images, search = list_images(args)
-        data = load_training_set(args)
-        with utils.blame(args.data_path):
-            labels = data.visible_labels, data.thermal_labels
-            sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
-        batches = data_loader.TrainBatches(data, sampler, (args.img_h, args.img_w), device, args.cache)
-        net = build_network(args, checkpoint, data.n_class, device)
-        run = Run(name, args, net, data, sampler.steps, device)
-        run.begin(checkpoint)
-        try:
-            train(run, batches, images, search)
-        except FloatingPointError as error:
-            kept = f"the last good checkpoint is {run.good_file}" if run.good_file else "no checkpoint was saved yet"
-            utils.fail(f"epoch {run.epoch + 1}: {error}; {kept}; a lower --lr or --w_hc may help")
-        run.end()
-
-
-def score_checkpoint(args: argparse.Namespace, name: str, device: torch.device) -> None:
-    """What --test-only does: the test that runs during training, on the --resume checkpoint."""
-    args.resume = utils.find_checkpoint(f"{name}_last.t" if args.resume == "last" else args.resume, args.model_path)
-    images, search = list_images(args)
-    net = build_network(args, utils.load_checkpoint(args.resume), None, device)
-    evaluate(net, images, search, args, device)
-    utils.write_log()
 
 
 def read_checkpoint(args: argparse.Namespace, name: str) -> dict | None:

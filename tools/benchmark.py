@@ -15,7 +15,7 @@ import platform
 import resource
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from types import SimpleNamespace
@@ -150,6 +150,31 @@ class ImageByImage(Dataset):
         return *images, self.data.visible_labels[v], self.data.thermal_labels[t]
 
 
+class Timed:
+    """An iterator that counts the seconds it was waited for."""
+
+    def __init__(self, items: Iterable):
+        self.items, self.seconds = iter(items), 0.0
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self):
+        start = time.perf_counter()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class TimedBatches(TrainBatches):
+    """Those of train.py; ``gathered`` counts what is waited for."""
+
+    def gather(self, plan: np.ndarray) -> Timed:
+        self.gathered = Timed(super().gather(plan))
+        return self.gathered
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for what a GPU has still to do."""
     if device.type == "cuda":
@@ -192,12 +217,8 @@ def published_steps(net: EmbedNet, data: TrainingSet, args: argparse.Namespace, 
     optimizer = torch.optim.SGD(net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
     size, half = (args.img_h, args.img_w), args.batch_size // 2
     sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
-    loader = iter(DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers))
-    waited = 0.0
-    while True:
-        start = time.perf_counter()
-        batch = next(loader)
-        waited += time.perf_counter() - start
+    loader = Timed(DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers))
+    for batch in loader:
         visible, thermal, visible_labels, thermal_labels = (x.to(device) for x in batch)
         logits, feats = net(visible, thermal)
         labels = torch.cat([visible_labels, thermal_labels])
@@ -209,27 +230,33 @@ def published_steps(net: EmbedNet, data: TrainingSet, args: argparse.Namespace, 
         loss.backward()
         optimizer.step()
         loss.item()
-        yield waited
+        yield loader.seconds
+
+
+def bare_steps(net: Callable, optimizer: torch.optim.Optimizer, batch: tuple, amp: torch.dtype | None) -> Iterator:
+    """Forward, backward and update on one batch, over and over; it waits for nothing."""
+    while True:
+        with torch.autocast(batch[0].device.type, amp, enabled=amp is not None):
+            logits, _ = net(*batch[:2])
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(logits).float().logsumexp(2).sum().backward()
+        optimizer.step()
+        yield 0.0
 
 
 def our_steps(
     net: EmbedNet, data: TrainingSet, args: argparse.Namespace, device: torch.device, flags: dict
 ) -> Iterator:
-    """An epoch of train.py, or with ``bare`` its network on one batch over and over; yields like `published_steps`."""
+    """An epoch of train.py, or with ``bare`` the `bare_steps` of its network; yields like `published_steps`."""
     flags = {"amp": "off", "compile": False, "cache": "auto", "bare": False, **flags}
     net = net.to(memory_format=torch.channels_last)
     optimizer = train.build_optimizer(net, SimpleNamespace(optim="sgd", lr=0.008))
     sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size // 2, PER_IMG)
-    batches = TrainBatches(data, sampler, (args.img_h, args.img_w), device, flags["cache"])
+    batches = TimedBatches(data, sampler, (args.img_h, args.img_w), device, flags["cache"])
     amp, fast_net = train.AMP[flags["amp"]], torch.compile(net) if flags["compile"] else net
     batch = next(batches.epoch(0))
-    while flags["bare"]:
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits, _ = fast_net(*batch[:2])
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(logits).float().logsumexp(2).sum().backward()
-        optimizer.step()
-        yield 0.0
+    if flags["bare"]:
+        yield from bare_steps(fast_net, optimizer, batch, amp)
     update = partial(
         train.train_step, fast_net, optimizer, hc_loss=HeteroCenterLoss(), w_hc=0.6, amp=amp,
         scaler=torch.amp.GradScaler() if flags["amp"] == "fp16" else None,
@@ -241,7 +268,7 @@ def our_steps(
         torch.cuda.set_sync_debug_mode("default")
     history = torch.zeros(sampler.steps, 3, dtype=torch.float64, device=device)
     for _ in train.train_epoch(update, batches, 0, SimpleNamespace(lr=0.008, w_hc=0.6, epochs=0), history):
-        yield batches.waited
+        yield batches.gathered.seconds
 
 
 def measure(args: argparse.Namespace, flags: dict) -> dict[str, float]:

@@ -114,7 +114,7 @@ def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dic
     for number, path in enumerate(files, 1):
         images, features, network = load_features(path, args.dataset, args.features)
         networks.append({"features": path, **network})
-        trial = network["trial"] if type(network.get("trial")) is int else number
+        trial = number if network.get("trial") is None else network["trial"]
         with utils.blame(path):
             searches = data_manager.list_searches(
                 args.dataset, images, trial, args.mode, args.gall_mode, args.search, rand_perm
