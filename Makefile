@@ -23,7 +23,7 @@ test: .venv/ready
 DATA := demo/SYSU-MM01
 NETWORK := --arch resnet18 --img_h 96 --img_w 48 --pretrained none
 FOLDERS := --data_path $(DATA) --model_path demo/models --log_path demo/logs
-RUN = sysu_id_resnet18_lr0.05_whc$(1)_imgh96_imgw48_perimg4_pretrainednone_last
+RUN = sysu_id_resnet18_lr0.03_whc$(1)_imgh96_imgw48_perimg4_pretrainednone_last
 RESULT = demo/logs/test_$(1)_both-both.json
 UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
@@ -36,7 +36,7 @@ demo: $(UNTRAINED) $(CE) $(CE_HC) $(PICTURES)
 	@echo "single pictures: $(PICTURES)"
 
 demo/persons.png: $(DATA)/synthetic.json
-	$(PY) -m tools.visualize samples $(DATA) --out $@ --persons 4 --per-camera 2
+	$(PY) -m tools.visualize samples --data_path $(DATA) --out $@ --persons 4 --per-camera 2
 
 demo/stripes.png: $(CE_HC)
 	$(PY) -m tools.visualize attention demo/models/$(call RUN,0.1).t --data_path $(DATA) --out $@
@@ -48,13 +48,13 @@ demo/embedding.png: $(CE) $(CE_HC)
 	$(PY) -m tools.visualize embedding "CE=$(call FEATURES,0)" "CE + HC=$(call FEATURES,0.1)" --out $@
 
 $(DATA)/synthetic.json: | .venv/ready
-	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 130 --images 12 --difficulty easy
+	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 100 --images 12
 
 $(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
 	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 48
 
 $(call RESULT,$(call RUN,%)): $(DATA)/train_rgb_resized_img.npy
-	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.05 --epochs 1 --w_hc $* --resume last
+	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.03 --epochs 1 --w_hc $* --resume last
 	$(PY) test.py $(FOLDERS) --mode both --gall-mode both --resume $(call RUN,$*).t --save_features $(call FEATURES,$*)
 
 $(UNTRAINED): $(DATA)/synthetic.json

@@ -1,39 +1,105 @@
-"""Lists -> tensors: reading images, the identity sampler, the transforms, and the batches of an epoch.
-
-Functions that need torch import it themselves: it takes seconds and half a gigabyte, which preprocessing does without.
-"""
-
-from __future__ import annotations
+"""Lists -> tensors: reading images, the identity sampler, the transforms, and the batches of an epoch."""
 
 import functools
-import itertools
 import logging
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import warnings
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import data_manager
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # some others would make Pillow start other programs
-PART = 8  # images that a worker reads at a time
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 log = logging.getLogger(__name__)
+
+
+# ---- image files ----------------------------------------------------------------------------------------------------
+
+
+def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
+    """One image file as uint8 (height, width, 3), resized with Pillow's Lanczos filter (FIDELITY 3).
+
+    OSError: it is missing, damaged, or of more pixels than Pillow takes for harmless.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found, though it is listed: restore the image or correct the list")
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(path, formats=IMAGE_FORMATS) as image,
+        ):
+            return np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS))
+    except Exception as error:  # Pillow raises whatever the damage leads to
+        raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
+
+
+class ImageFiles(Dataset):
+    """Item i is the i-th batch of image files, uint8 (n, height, width, 3), or the error that reading them raised."""
+
+    def __init__(self, batches: list[list[str]], size: tuple[int, int]):
+        self.batches, self.size = batches, size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: int) -> Tensor | OSError:
+        try:
+            return torch.from_numpy(np.stack([read_image(path, self.size) for path in self.batches[i]]))
+        except OSError as error:
+            return error
+
+
+def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
+    """For each batch of paths its images, uint8 (n, height, width, 3), read ahead by worker processes.
+
+    OSError: an image cannot be read.
+    """
+    # A generator of its own: the loader would otherwise draw a number from torch's, and shift dropout.
+    for images in DataLoader(ImageFiles(batches, size), None, num_workers=workers, generator=torch.Generator()):
+        if isinstance(images, OSError):
+            raise images
+        yield images
+
+
+class ImageBatches:
+    """Test images as batches (modality, rows, images), first all thermal ones, then all visible ones.
+
+    ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``.
+    """
+
+    def __init__(
+        self, split: data_manager.Split, size: tuple[int, int], batch_size: int, workers: int, device: torch.device
+    ):
+        self.split, self.size, self.workers, self.device = split, size, workers, device
+        self.batches = [
+            (modality, rows[start : start + batch_size])
+            for modality, own in (("thermal", split.thermal), ("visible", ~split.thermal))
+            for rows in [np.flatnonzero(own)]
+            for start in range(0, len(rows), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray, Tensor]]:
+        paths = [[self.split.paths[i] for i in rows] for _, rows in self.batches]
+        images = read_images(paths, self.size, self.workers)
+        for (modality, rows), batch in zip(self.batches, images, strict=True):
+            yield modality, rows, to_input(batch.to(self.device), self.size)
+
+
+# ---- training images ------------------------------------------------------------------------------------------------
 
 
 class TrainingSet(NamedTuple):
@@ -48,143 +114,43 @@ class TrainingSet(NamedTuple):
     def n_class(self) -> int:
         return int(max(self.visible_labels.max(), self.thermal_labels.max())) + 1
 
-    def checksum(self) -> int:
-        """Of the labels: that of another dataset differs."""
-        return zlib.crc32(self.thermal_labels.tobytes(), zlib.crc32(self.visible_labels.tobytes()))
+
+def load_training_set(dataset: data_manager.Dataset, root: str, trial: int, size: tuple, workers: int) -> TrainingSet:
+    """The arrays of pre_process_sysu.py, or the dataset's training images, read at ``size`` (height, width).
+
+    OSError: something is missing, damaged, or does not fit the rest.
+    """
+    if dataset.preprocessed:
+        return load_arrays(root)
+    splits = dataset.train(root, trial)
+    images = [np.concatenate([*read_images(batches_of(split.paths), size, workers)]) for split in splits]
+    return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
 
 
-def sysu_arrays(root: str, modality: str) -> tuple[str, str]:
+def batches_of(paths: list[str], n: int = 64) -> list[list[str]]:
+    return [paths[start : start + n] for start in range(0, len(paths), n)]
+
+
+def array_files(root: str, modality: str) -> tuple[str, str]:
     """Paths of the preprocessed training images and their labels; ``modality`` is "rgb" or "ir"."""
     return tuple(os.path.join(root, f"train_{modality}_resized_{what}.npy") for what in ("img", "label"))
 
 
-def load_sysu(root: str) -> TrainingSet:
-    """The arrays of pre_process_sysu.py, the images memory-mapped.
-
-    Raises:
-        OSError: an array is missing, damaged, or does not fit the others.
-    """
-    visible, visible_labels = _load_arrays(root, "rgb")
-    thermal, thermal_labels = _load_arrays(root, "ir")
-    if visible.shape[1:] != thermal.shape[1:]:
-        raise OSError(
-            f"{root}: rgb images are {visible.shape[1:]} but ir images {thermal.shape[1:]}; {_preprocess(root)}"
-        )
-    labels = np.union1d(visible_labels, thermal_labels)
-    if not np.array_equal(labels, np.arange(len(labels))):
-        raise OSError(f"{root}: the labels of the training arrays are not 0..n-1; {_preprocess(root)}")
-    return TrainingSet(visible, thermal, visible_labels, thermal_labels)
-
-
-def load_regdb(root: str, trial: int, size: tuple[int, int], workers: int) -> TrainingSet:
-    """The training images of one trial of RegDB, read into memory at ``size`` (height, width)."""
-    splits = (data_manager.regdb_split(root, trial, modality, "train") for modality in ("visible", "thermal"))
-    splits = data_manager.paired(*splits, root)
-    images = read_images([split.paths for split in splits], size, workers)
-    return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
-
-
-def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
-    """One image file as uint8 (height, width, 3), resized with Pillow's Lanczos filter (FIDELITY 3).
-
-    Raises:
-        OSError: the file is missing, or is not a whole image, or one of more pixels than Pillow takes for harmless.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} not found, though it is listed: restore the image or correct the list")
+def load_arrays(root: str) -> TrainingSet:
+    """The arrays of pre_process_sysu.py, the images memory-mapped. OSError: they are missing or damaged."""
     try:
-        with (
-            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(path, formats=IMAGE_FORMATS) as image,
-        ):
-            return np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS))
-    except Exception as error:  # Pillow raises whatever the damage leads to
-        raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
-
-
-def read_images(batches: Iterable[list[str]], size: tuple[int, int], workers: int) -> Iterator[np.ndarray]:
-    """For each batch of paths its images, uint8 (n, height, width, 3), read ahead by `start_workers`.
-
-    Errors as for `read_image`.
-    """
-    pool = start_workers(workers)
-
-    def submit(paths: list[str]) -> list[Future]:
-        return [pool.submit(read_part, paths[i : i + PART], size) for i in range(0, len(paths), PART)]
-
-    for parts in _ahead(pool, submit, batches):
-        yield np.concatenate([part.result() for part in parts])
-
-
-def read_part(paths: list[str], size: tuple[int, int]) -> np.ndarray:
-    return np.stack([read_image(path, size) for path in paths])
-
-
-def start_workers(workers: int) -> Executor:
-    """A pool of processes to read images in; of one thread, if ``workers`` is 0."""
-    if not workers:
-        return ThreadPoolExecutor(1)
-    # Forked ones start at once; elsewhere than on Linux each imports everything anew, but forking is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    return ProcessPoolExecutor(workers, context, _live_with_parent)
-
-
-def _live_with_parent() -> None:
-    """Leave Ctrl-C and the like to the parent process, and end with it, whatever ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def _ahead(pool: Executor, submit: Callable, tasks: Iterable) -> Iterator:
-    """What ``submit`` makes of each task, in order, while ``pool`` works at the next two; then it is shut down."""
-    tasks = iter(tasks)
-    submitted = deque(map(submit, itertools.islice(tasks, 2)))
-    try:
-        while submitted:
-            submitted.extend(map(submit, itertools.islice(tasks, 1)))
-            yield submitted.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class ImageBatches:
-    """Test images as batches (modality, rows, images), all of one modality and then of the other.
-
-    ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``.
-
-    Args:
-        thermal_cameras: the numbers of the cameras whose images are "thermal"; the others are "visible".
-    """
-
-    def __init__(
-        self,
-        split: data_manager.Split,
-        thermal_cameras: tuple[int, ...],
-        size: tuple[int, int],
-        batch_size: int,
-        workers: int,
-        device: torch.device,
-    ):
-        self.paths, self.size, self.device = split.paths, size, device
-        self.batch_size, self.workers = batch_size, workers
-        thermal = np.isin(split.camids, thermal_cameras)
-        self.rows = {"thermal": np.flatnonzero(thermal), "visible": np.flatnonzero(~thermal)}
-
-    def __len__(self) -> int:
-        return sum(-(-len(rows) // self.batch_size) for rows in self.rows.values())
-
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray, Tensor]]:
-        import torch
-
-        batches = [
-            (modality, rows[start : start + self.batch_size])
-            for modality, rows in self.rows.items()
-            for start in range(0, len(rows), self.batch_size)
-        ]
-        images = read_images(([self.paths[i] for i in rows] for _, rows in batches), self.size, self.workers)
-        for (modality, rows), batch in zip(batches, images, strict=True):
-            yield modality, rows, to_input(torch.from_numpy(batch).to(self.device), self.size)
+        files = [array_files(root, modality) for modality in ("rgb", "ir")]
+        images, labels = zip(*([np.load(path, mmap_mode="r") for path in pair] for pair in files), strict=True)
+        labels = [own.astype(np.int64, casting="safe") for own in labels]
+        for x, own in zip(images, labels, strict=True):
+            if x.dtype != np.uint8 or x.shape != (*own.shape, *images[0].shape[1:3], 3) or not x.size:
+                raise ValueError(f"images {x.shape} {x.dtype} and labels {own.shape} do not fit each other")
+        persons = np.unique(np.concatenate(labels))
+        if not np.array_equal(persons, np.arange(len(persons))):
+            raise ValueError("the labels are not 0..n-1")
+        return TrainingSet(*images, *labels)
+    except Exception as error:  # numpy raises whatever the damage leads to
+        raise OSError(f"{root}: {error}: run 'python pre_process_sysu.py --data_path {root}'") from error
 
 
 class IdentitySampler:
@@ -209,19 +175,16 @@ class IdentitySampler:
         if min(batch_size, per_img) < 1 or batch_size % per_img:
             raise ValueError(f"--batch-size {batch_size} is not a multiple of --per_img {per_img}")
         self.batch_size, self.per_img, self.seed = batch_size, per_img, seed
-        self.persons = np.intersect1d(visible_labels, thermal_labels)
-        if len(self.persons) < batch_size // per_img:
-            raise ValueError(
-                f"a batch needs {batch_size // per_img} persons (--batch-size {batch_size} / --per_img {per_img}), "
-                f"but only {len(self.persons)} have images in both modalities"
-            )
-        self.steps = max(len(visible_labels), len(thermal_labels)) // batch_size + 1
-        self.images_of = [
-            {p: np.flatnonzero(labels == p) for p in self.persons} for labels in (visible_labels, thermal_labels)
-        ]
-        short = [p for p in self.persons if any(len(images[p]) < per_img for images in self.images_of)]
+        self.persons, needed = np.intersect1d(visible_labels, thermal_labels), batch_size // per_img
+        if len(self.persons) < needed:
+            raise ValueError(f"a batch needs {needed} persons (--batch-size {batch_size} / --per_img {per_img}), but "
+                             f"only {len(self.persons)} have images in both modalities")  # fmt: skip
+        both = visible_labels, thermal_labels
+        self.steps = max(map(len, both)) // batch_size + 1
+        self.images_of = [{person: np.flatnonzero(labels == person) for person in self.persons} for labels in both]
+        short = sum(min(len(images[person]) for images in self.images_of) < per_img for person in self.persons)
         if short:
-            log.warning("%d persons have fewer than %d images in a modality; theirs are repeated", len(short), per_img)
+            log.warning("%d persons have fewer than %d images in a modality; theirs are repeated", short, per_img)
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices into the visible and the thermal images, (steps, batch_size); steps = max(N, M) // batch_size + 1.
@@ -252,30 +215,23 @@ class TrainBatches:
             takes the device if that is a GPU and the images fill at most a quarter of its free memory.
     """
 
-    def __init__(
-        self,
-        data: TrainingSet,
-        sampler: IdentitySampler,
-        size: tuple[int, int],
-        device: torch.device,
-        cache: str = "auto",
-    ):
+    def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple, device: torch.device, cache="auto"):
         self.sampler, self.size, self.device = sampler, size, device
         self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
+        needed = sum(images.nbytes for images in self.images)
         if cache == "auto":
-            cache = "device" if device.type == "cuda" and self._fits() else "host"
+            fits = device.type == "cuda" and 4 * needed <= torch.cuda.mem_get_info(device)[0]
+            cache = "device" if fits else "host"
         self.cache = cache
         if cache == "device":
-            log.info("all images are put on the device: %.1f GB", sum(images.nbytes for images in self.images) / 1e9)
-            self.images = [self._put_whole(images) for images in self.images]
+            log.info("all images are put on the device: %.1f GB", needed / 1e9)
+            self.images = [self._on_device(images) for images in self.images]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width), (batch_size,).
 
         The first ``start`` batches are left out.
         """
-        import torch
-
         plan = np.stack(self.sampler.epoch(epoch))  # (2, steps, batch_size)
         flips = np.random.default_rng([self.sampler.seed, epoch]).random(plan.shape) < 0.5
         plan, flips = plan[:, start:], torch.from_numpy(flips[:, start:]).to(self.device)
@@ -289,43 +245,27 @@ class TrainBatches:
 
         ``plan``: their places, (2, steps, batch_size), of visible and of thermal images.
         """
-        return self._gather_there(plan) if self.cache == "device" else self._gather_ahead(plan)
+        if self.cache == "device":
+            for rows in torch.from_numpy(plan).to(self.device).unbind(1):
+                yield [images.index_select(0, own) for images, own in zip(self.images, rows, strict=True)]
+            return
+        ahead = deque()
+        with ThreadPoolExecutor(1) as pool:  # on the host, while the device computes
+            for rows in plan.swapaxes(0, 1):
+                ahead.append(pool.submit(self._gather, rows))
+                if len(ahead) > 2:
+                    yield [x.to(self.device, non_blocking=True) for x in ahead.popleft().result()]
+            while ahead:
+                yield [x.to(self.device, non_blocking=True) for x in ahead.popleft().result()]
 
-    def _gather_there(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
-        import torch
+    def _gather(self, rows: np.ndarray) -> list[Tensor]:
+        batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
+        return [x.pin_memory() for x in batch] if self.device.type == "cuda" else batch
 
-        for rows in zip(*(torch.from_numpy(rows).to(self.device) for rows in plan), strict=True):
-            yield [images.index_select(0, own) for images, own in zip(self.images, rows, strict=True)]
-
-    def _gather_ahead(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
-        """On the host, while the device computes."""
-        import torch
-
-        def gather(rows: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
-            batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
-            if self.device.type == "cpu":
-                return batch
-            with torch.cuda.device(self.device):
-                return [x.pin_memory() for x in batch]
-
-        pool = ThreadPoolExecutor(1)
-        for batch in _ahead(pool, lambda rows: pool.submit(gather, rows), zip(*plan, strict=True)):
-            yield [x.to(self.device, non_blocking=True) for x in batch.result()]
-
-    def _fits(self) -> bool:
-        import torch
-
-        return 4 * sum(images.nbytes for images in self.images) <= torch.cuda.mem_get_info(self.device)[0]
-
-    def _put_whole(self, images: np.ndarray) -> Tensor:
-        import torch
-
+    def _on_device(self, images: np.ndarray) -> Tensor:
         whole = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
-        starts = range(0, len(images), 512)  # in parts: they need not fit into the host's memory
-        pool = ThreadPoolExecutor(3)
-        parts = _ahead(pool, lambda start: pool.submit(np.array, images[start : start + 512]), starts)
-        for start, part in zip(starts, parts, strict=True):
-            whole[start : start + 512] = torch.from_numpy(part.result())
+        for start in range(0, len(images), 512):  # in parts: they need not fit into the host's memory
+            whole[start : start + 512] = torch.from_numpy(np.array(images[start : start + 512]))
         return whole
 
 
@@ -334,9 +274,6 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
 
     ``flip``: (N,) bool, which images to mirror. The values are those of torchvision's ToTensor and Normalize.
     """
-    import torch
-    import torch.nn.functional as F
-
     if images.shape[1:3] != size:
         x = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True).round()
         images = x.permute(0, 2, 3, 1).contiguous()
@@ -351,52 +288,4 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
 @functools.cache
 def _mean_and_std(width: int, device: torch.device) -> Tensor:
     """Two rows of pixels (2, width * 3), made once: a copy to a GPU makes the program wait for it."""
-    import torch
-
     return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).repeat(1, width)
-
-
-def open_array(path: str) -> np.ndarray:
-    """Map a .npy file into memory.
-
-    Raises:
-        OSError: it is missing, is not such a file, or its header tells another size than it has.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} not found")
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-        if array.offset + array.nbytes == os.path.getsize(path):
-            return array
-        problem = "its header tells another size than it has"
-    except Exception as error:  # numpy raises whatever the damage leads to
-        problem = str(error)
-    raise OSError(f"{path} is not a whole array ({problem})")
-
-
-def _load_arrays(root: str, modality: str) -> tuple[np.ndarray, np.ndarray]:
-    arrays = []
-    for path in sysu_arrays(root, modality):
-        try:
-            arrays.append(open_array(path))
-        except OSError as error:
-            raise OSError(f"{error}: {_preprocess(root)}") from None
-    images, labels = arrays
-    if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype != np.uint8
-        or labels.shape != images.shape[:1]
-        or labels.dtype.kind not in "iu"
-    ):
-        raise OSError(
-            f"{root}: train_{modality}_resized_img.npy {images.shape} {images.dtype} and its labels {labels.shape} "
-            f"do not fit each other as (N, height, width, 3) uint8 and (N,); {_preprocess(root)}"
-        )
-    if not images.size:
-        raise OSError(f"{root}: train_{modality}_resized_img.npy holds no images; {_preprocess(root)}")
-    return images, labels.astype(np.int64)
-
-
-def _preprocess(root: str) -> str:
-    return f"run 'python pre_process_sysu.py --data_path {root}'"

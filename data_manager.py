@@ -1,15 +1,13 @@
-"""Which image, person and camera is train, query or gallery: lists read off the disk, no pixels and no torch.
+"""Disk -> lists: which image, person and camera is train, query or gallery. No pixels, no torch.
 
-SYSU-MM01 (491 persons, 30,071 visible and 15,792 infrared images)::
-
+SYSU-MM01 (491 persons)
     cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     cameras 1, 2, 4, 5 visible, 3 and 6 infrared
     exp/train_id.txt, val_id.txt, test_id.txt                 person ids, comma separated, on the first line
-
-RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)::
-
+RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)
     idx/{train,test}_{visible,thermal}_<trial>.txt            one image a line: <relative path> <label>
 
-Whatever is missing or malformed on disk is an ``OSError`` whose one-line message names the file and the remedy.
+All else that the code knows of a dataset is its entry in `DATASETS`, at the end. What is missing or malformed on disk
+raises OSError, lists that do not fit each other ValueError.
 """
 
 import itertools
@@ -17,265 +15,234 @@ import logging
 import os
 import random
 import re
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import scipy.io
 
-VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
-THERMAL_CAMERAS = {"sysu": INFRARED_CAMERAS, "regdb": (2,)}  # RegDB's two are numbered here: 1 visible, 2 thermal
-GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
-SHOTS = {"single": 1, "multi": 10}  # gallery images per person and camera
-SYSU_TRIALS, REGDB_TRIALS = range(10), range(1, 11)
-# Of the real datasets: training persons and images, test persons, and the queries and gallery images of each protocol.
-SYSU_TRAIN_PERSONS, SYSU_TRAIN_IMAGES = 395, {"rgb": 22258, "ir": 11909}
-TEST_PERSONS = {"sysu": 96, "regdb": 206}
-TEST_IMAGES = {
-    "all-search single-shot": (3803, 301),
-    "all-search multi-shot": (3803, 3010),
-    "indoor-search single-shot": (3803, 112),
-    "indoor-search multi-shot": (3803, 1120),
-    "v2t": (2060, 2060),
-    "t2v": (2060, 2060),
-}
-LONGEST_LIST = 2**26  # bytes of a text file; those of the real datasets have less than 2**18
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+MODALITIES = ("visible", "thermal")
 
 log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
-    """Parallel lists, an entry per image: file path, person id and camera number (both int64 arrays)."""
+    """Parallel lists, an entry per image: path, person (int64), camera number (int64), and whether it is infrared."""
 
     paths: list[str]
     pids: np.ndarray
     camids: np.ndarray
+    thermal: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Split":
-        return Split([self.paths[i] for i in rows], self.pids[rows], self.camids[rows])
+        return Split([self.paths[i] for i in rows], *(column[rows] for column in self[1:]))
 
 
 class Search(NamedTuple):
     """What is ranked in one trial of a protocol: the queries' and the gallery's places in a `Split` of test images."""
 
-    protocol: str  # a key of TEST_IMAGES
+    protocol: str
     trial: int
     query: np.ndarray
     gallery: np.ndarray
 
 
-def sysu_train(root: str) -> tuple[Split, Split]:
+Sides = list[tuple[np.ndarray, np.ndarray]]  # (query, gallery) of each trial, places among the test images
+RandPerm = np.ndarray | None  # see `read_rand_perm`
+
+
+class Dataset(NamedTuple):
+    """All that the code knows of a dataset."""
+
+    title: str
+    defaults: dict[str, float | str]  # of flags: --data_path, the published --lr, --epochs and --w_hc, ...
+    counts: dict[str, tuple[int, int, int]]  # persons, visible and infrared images of "train" and "test"
+    train: Callable[[str, int], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
+    test: Callable[[str, int], Split]  # (root, trial) -> all test images
+    trials: range
+    protocol: str  # its name, with {} for the value of each of these flags
+    search_flags: dict[str, tuple[str, ...]]  # flag -> its values
+    draw: Callable[..., Sides]  # of (test images, the flags' values, trials, rand_perm)
+    hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): not to be seen
+    thermal_cameras: tuple[int, ...]  # tell the modality in files of features that do not
+    counts_persons: bool = True  # CMC counts persons, each at their first image, not images
+    preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
+    trial_trains: bool = False  # each trial has training persons, and so a model, of its own
+    official_persons: int = 0  # rows of the .mat files of its official evaluation, if there is one
+
+    def list_test(
+        self, root: str, choice: dict, trial: int | None, trials: Iterable[int] = (), rand_perm: RandPerm = None
+    ) -> tuple[Split, list[Search]]:
+        """All test images of ``trial``, if it has some of its own, and the `searches` among them."""
+        images = self.test(root, trial)
+        check_counts(images, self, "test")
+        return images, self.searches(images, choice, [trial] if self.trial_trains else trials, rand_perm)
+
+    def values(self, choice: dict[str, str | None]) -> list[str]:
+        """The value of each of ``search_flags``: the chosen one, or the first."""
+        return [choice.get(flag) or known[0] for flag, known in self.search_flags.items()]
+
+    def searches(self, images: Split, choice: dict, trials: Iterable[int] = (), rand_perm=None) -> list[Search]:
+        """What to rank among all test ``images`` in some trials, or in all, of the chosen protocols.
+
+        ``choice`` has values of ``search_flags``; "both" takes all. With ``rand_perm`` (`read_rand_perm`) galleries are
+        those of SYSU-MM01's official evaluation. ValueError: no such protocol, or nothing to search with or in.
+        """
+        trials, chosen = trials or self.trials, []
+        for value, (flag, known) in zip(self.values(choice), self.search_flags.items(), strict=True):
+            if value not in (*known, "both"):
+                raise ValueError(f"{self.title} has no --{flag} {value}: give one of {', '.join(known)}, both")
+            chosen.append(known if value == "both" else (value,))
+        return [
+            Search(self.protocol.format(*own), trial, *sides)
+            for own in itertools.product(*chosen)
+            for trial, sides in zip(trials, self.draw(images, own, trials, rand_perm), strict=True)
+        ]
+
+
+# ---- SYSU-MM01 ------------------------------------------------------------------------------------------------------
+
+VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
+GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
+SHOTS = {"single": 1, "multi": 10}  # gallery images per person and camera
+
+
+def sysu_train(root: str, trial: int = 0) -> tuple[Split, Split]:
     """The visible and the infrared training images of SYSU-MM01: persons ascending, cameras ascending, names sorted.
 
-    Persons of ``train_id.txt`` and ``val_id.txt`` (395 of them in the real dataset) who were seen in one modality
-    only are left out, with a warning (FIDELITY 25).
+    Persons of train_id.txt and val_id.txt (395 of them in the real dataset) who were seen in one modality only are left
+    out, with a warning (FIDELITY 25).
     """
     pids = sorted({*_read_ids(root, "train"), *_read_ids(root, "val")})
-    visible = _split((path, pid, cam) for pid in pids for cam in VISIBLE_CAMERAS for path in _images(root, cam, pid))
-    thermal = _split((path, pid, cam) for pid in pids for cam in INFRARED_CAMERAS for path in _images(root, cam, pid))
-    return paired(visible, thermal, root)
+    return paired(_sysu_images(root, pids, VISIBLE_CAMERAS), _sysu_images(root, pids, INFRARED_CAMERAS), root)
 
 
-def sysu_test(root: str) -> Split:
+def sysu_test(root: str, trial: int = 0) -> Split:
     """All images of the test persons, of all cameras: persons ascending, cameras ascending, names sorted."""
-    pids, cams = sorted(set(_read_ids(root, "test"))), sorted(VISIBLE_CAMERAS + INFRARED_CAMERAS)
-    images = _split((path, pid, cam) for pid in pids for cam in cams for path in _images(root, cam, pid))
-    return _not_empty(images, root, "test persons have no images")
+    return _sysu_images(root, sorted({*_read_ids(root, "test")}), range(1, 7))
 
 
 def sysu_query(root: str, mode: str = "all") -> Split:
     """All infrared images of the test persons: 3,803 in the real dataset, the same for both search modes."""
     images = sysu_test(root)
-    return images.take(sysu_searches(images, mode, trials=[0])[0].query)
+    return images.take(sysu_draw(images, (mode, "single"), [0])[0][0])
 
 
-def sysu_gallery(
-    root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0, rand_perm: np.ndarray | None = None
-) -> Split:
-    """The gallery of one trial, as `sysu_searches` draws it."""
+def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0, rand_perm=None) -> Split:
+    """The gallery of one trial, as `sysu_draw` draws it."""
     images = sysu_test(root)
-    return images.take(sysu_searches(images, mode, gall_mode, rand_perm, [trial])[0].gallery)
+    return images.take(sysu_draw(images, (mode, gall_mode), [trial], rand_perm)[0][1])
 
 
-def sysu_searches(
-    images: Split,
-    mode: str = "all",
-    gall_mode: str = "single",
-    rand_perm: np.ndarray | None = None,
-    trials: Iterable[int] = SYSU_TRIALS,
-) -> list[Search]:
-    """The protocols of SYSU-MM01: infrared queries, and a gallery that is drawn anew in each trial.
+def sysu_draw(images: Split, values: tuple[str, str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
+    """Infrared queries; a gallery of one ("single") or up to ten ("multi") images per person and visible camera.
 
-    ``mode`` "all" searches the cameras 1, 2, 4, 5, "indoor" 1 and 2; the gallery has one image (``gall_mode`` "single")
-    or up to ten ("multi") of each person in each of these cameras; "both" gives either's searches.
-
-    Without ``rand_perm``, trial t draws with seed t (FIDELITY 11): persons ascending and inside a person cameras
-    ascending, single-shot with Python's generator as the field's baseline does, multi-shot with numpy's. With
-    ``rand_perm`` (`read_rand_perm`) the picks are those of the official evaluation, whose order is cameras ascending
-    and inside a camera persons ascending; the trials are 0 to 9. A person's images in a camera count in order of path.
-
-    Args:
-        images: all images of the test persons, like `sysu_test` gives them, in any order.
-
-    Raises:
-        ValueError: nothing to search with or in, or ``rand_perm`` does not fit the images.
+    Trial t draws with seed t (FIDELITY 11), persons ascending and inside a person cameras ascending: single-shot with
+    Python's generator, as the field's baseline does, multi-shot with numpy's. With ``rand_perm`` the trials are 0 to 9
+    and the picks those of the official evaluation, cameras ascending and inside a camera persons ascending. A person's
+    images in a camera count in the order of their paths.
     """
-    query = np.flatnonzero(np.isin(images.camids, INFRARED_CAMERAS))
-    if not len(query):
-        raise ValueError("the test persons have no infrared images (cameras 3 and 6), which are the queries")
-    where = {}  # (person, camera) -> its images
+    cameras, shots = GALLERY_CAMERAS[values[0]], SHOTS[values[1]]
+    query, places = np.flatnonzero(images.thermal), {}  # (person, camera) -> its images
     for i in sorted(range(len(images.paths)), key=images.paths.__getitem__):
-        where.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
-    searches = []
-    for cameras, shots in itertools.product(_choice(mode, GALLERY_CAMERAS), _choice(gall_mode, SHOTS)):
-        protocol = f"{cameras}-search {shots}-shot"
-        places = {place: where[place] for place in sorted(where) if place[1] in GALLERY_CAMERAS[cameras]}
-        if not places:
-            raise ValueError(f"the test persons have no images in the gallery's cameras, {GALLERY_CAMERAS[cameras]}")
-        short = sum(len(own) < SHOTS[shots] for own in places.values())
-        if short:
-            log.warning("%s: %d (person, camera) pairs have fewer than ten images; all are used", protocol, short)
-        for trial in trials:
-            if rand_perm is None:
-                gallery = _seeded_draw(places, SHOTS[shots], trial)
-            else:
-                gallery = _official_draw(places, SHOTS[shots], trial, rand_perm)
-            searches.append(Search(protocol, trial, query, np.array(gallery)))
-    return searches
+        if images.camids[i] in cameras:
+            places.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
+    if not (len(query) and places):
+        raise ValueError(f"the test persons have no images in {f'cameras {cameras}' if len(query) else 'infrared'}")
+    short = sum(len(own) < shots for own in places.values())
+    if short:
+        log.warning("%s-search: %d (person, camera) pairs have fewer than ten images; all are used", values[0], short)
 
+    def gallery(trial: int) -> Iterator[int]:
+        draw_one, draw_several = random.Random(trial).choice, np.random.RandomState(trial).choice
+        for _, own in sorted(places.items()):
+            yield from [draw_one(own)] if shots == 1 else draw_several(own, min(shots, len(own)), replace=False)
 
-def _seeded_draw(places: dict[tuple[int, int], list[int]], shots: int, trial: int) -> list[int]:
-    if shots == 1:
-        choose = random.Random(trial).choice
-        return [choose(own) for own in places.values()]
-    draw = np.random.RandomState(trial).choice
-    return [i for own in places.values() for i in draw(own, min(shots, len(own)), replace=False).tolist()]
+    def official_gallery(trial: int) -> Iterator[int]:
+        for (pid, cam), own in sorted(places.items(), key=lambda place: place[0][::-1]):
+            order = rand_perm[cam - 1, 0][pid - 1 : pid, 0]
+            if not len(order) or order[0].shape != (10, len(own)):
+                raise ValueError(f"person {pid}, camera {cam}: --rand_perm belongs to another tree")
+            yield from (own[number - 1] for number in order[0][trial, :shots])
 
-
-def _official_draw(
-    places: dict[tuple[int, int], list[int]], shots: int, trial: int, rand_perm: np.ndarray
-) -> list[int]:
-    gallery = []
-    for pid, cam in sorted(places, key=lambda place: (place[1], place[0])):
-        own, persons = places[pid, cam], rand_perm[cam - 1, 0]
-        order = persons[pid - 1, 0] if 1 <= pid <= len(persons) else np.empty((0, 0))
-        if order.shape != (10, len(own)) or sorted(order[trial]) != [*range(1, len(own) + 1)]:
-            raise ValueError(
-                f"person {pid} has {len(own)} images in camera {cam}, but --rand_perm orders {order.shape[1]}: "
-                "it belongs to another tree"
-            )
-        gallery += [own[number - 1] for number in order[trial][:shots].tolist()]
-    return gallery
+    pick = gallery if rand_perm is None else official_gallery
+    return [(query, np.array([*pick(trial)])) for trial in trials]
 
 
 def read_rand_perm(path: str) -> np.ndarray:
-    """The ``rand_perm_cam.mat`` of SYSU-MM01's authors: [camera - 1, 0][person - 1, 0] is a (10, n) permutation.
+    """The rand_perm_cam.mat of SYSU-MM01's authors: [camera - 1, 0][person - 1, 0] is a (10, n) permutation.
 
     Row t orders the n images of that person in that camera for trial t; its numbers start at 1.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--rand_perm {path} not found: it comes with SYSU-MM01's evaluation code")
     try:
-        with ProcessPoolExecutor(1) as pool:  # a damaged file can crash SciPy, and its process
-            cells = pool.submit(scipy.io.loadmat, path).result()["rand_perm_cam"]
-        if cells.shape == (6, 1) and all(camera.ndim == 2 and camera.shape[1] == 1 for camera in cells[:, 0]):
+        cells = scipy.io.loadmat(path)["rand_perm_cam"]
+        if {camera.shape[1] for camera in cells.reshape(6)} == {1}:
             return cells
     except Exception:  # SciPy raises whatever the damage leads to
         pass
-    raise OSError(f"--rand_perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
+    raise OSError(f"--rand_perm {path} is missing, or not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
+
+
+def _sysu_images(root: str, pids: Iterable[int], cameras: Iterable[int]) -> Split:
+    places = [(os.path.join(root, f"cam{cam}", f"{pid:04d}"), pid, cam) for pid in pids for cam in cameras]
+    return _split((path, pid, cam, cam in INFRARED_CAMERAS) for folder, pid, cam in places for path in _images(folder))
+
+
+# ---- RegDB ----------------------------------------------------------------------------------------------------------
 
 
 def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
-    """The images that ``idx/<subset>_<modality>_<trial>.txt`` lists: 2,060 in the real dataset.
+    """The images that idx/<subset>_<modality>_<trial>.txt lists: 2,060 in the real dataset.
 
     ``modality`` is "visible" (given camera number 1) or "thermal" (2), ``subset`` "train" or "test". The person ids are
     the labels of the file; they name a person within one trial and subset only.
     """
-    if modality not in ("visible", "thermal") or subset not in ("train", "test"):
-        raise ValueError(f"no RegDB list {subset!r} {modality!r}: give 'train' or 'test', 'visible' or 'thermal'")
-    index = os.path.join(root, "idx", f"{subset}_{modality}_{trial}.txt")
-    camera = 1 if modality == "visible" else 2
-    rows = []
-    for number, line in enumerate(_read_text(index, root).splitlines(), 1):
-        if not line.strip():
-            continue
-        path, label, *_ = [*line.strip().rsplit(None, 1), ""]
-        if not re.fullmatch("[0-9]{1,9}", label):
-            raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
-        if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
-            raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
-        rows.append((os.path.join(root, path), int(label), camera))
-    return _not_empty(_split(rows), root, f"no image is listed in {index}")
+    thermal = modality == "thermal"
+    rows = _read_index(root, f"{subset}_{modality}_{trial}.txt")
+    return _split((path, label, 1 + thermal, thermal) for path, label in rows)
 
 
-def regdb_test(root: str, trial: int) -> Split:
-    """The test images of one trial: visible ones (camera 1), then thermal ones (camera 2)."""
-    visible, thermal = (regdb_split(root, trial, modality, "test") for modality in ("visible", "thermal"))
-    return Split(visible.paths + thermal.paths, *map(np.concatenate, zip(visible[1:], thermal[1:], strict=True)))
+def regdb_draw(images: Split, values: tuple[str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
+    """All visible images query all thermal ones ("v2t"), or the other way round ("t2v")."""
+    sides = np.flatnonzero(~images.thermal), np.flatnonzero(images.thermal)
+    if not all(map(len, sides)):
+        raise ValueError("visible or thermal test images are missing")
+    return [sides if values == ("v2t",) else sides[::-1] for _ in trials]
 
 
-def regdb_searches(images: Split, trial: int, search: str = "v2t") -> list[Search]:
-    """The protocols of RegDB, from visible to thermal ("v2t") or back ("t2v"), or both; ValueError: a side is empty."""
-    visible, thermal = np.flatnonzero(images.camids == 1), np.flatnonzero(images.camids == 2)
-    if not (len(visible) and len(thermal)):
-        raise ValueError("visible (camera 1) or thermal (camera 2) test images are missing")
-    sides = {"v2t": (visible, thermal), "t2v": (thermal, visible)}
-    return [Search(direction, trial, *sides[direction]) for direction in _choice(search, sides)]
-
-
-def list_test(dataset: str, root: str, trial: int | None = None) -> Split:
-    """What `sysu_test` or, of a trial, `regdb_test` lists."""
-    return sysu_test(root) if dataset == "sysu" else regdb_test(root, trial)
-
-
-def list_searches(
-    dataset: str,
-    images: Split,
-    trial: int | None = None,
-    mode: str = "all",
-    gall_mode: str = "single",
-    search: str = "v2t",
-    rand_perm: np.ndarray | None = None,
-    draws: Iterable[int] = SYSU_TRIALS,
-) -> list[Search]:
-    """`sysu_searches` in the trials ``draws``, or `regdb_searches`; each takes what it knows of the arguments."""
-    if dataset == "sysu":
-        return sysu_searches(images, mode, gall_mode, rand_perm, draws)
-    return regdb_searches(images, trial, search)
+# ---- what the datasets share ----------------------------------------------------------------------------------------
 
 
 def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]]:
     """Only the images that a search uses, each once, and the searches among them."""
-    used = np.unique(np.concatenate([np.concatenate([search.query, search.gallery]) for search in searches]))
-    renumber = [
-        search._replace(query=np.searchsorted(used, search.query), gallery=np.searchsorted(used, search.gallery))
-        for search in searches
-    ]
-    return images.take(used), renumber
+    used = np.unique(np.concatenate([side for search in searches for side in search[2:]]))
+    return images.take(used), [Search(*s[:2], *(np.searchsorted(used, side) for side in s[2:])) for s in searches]
 
 
-def check_counts(images: Split, searches: list[Search], dataset: str) -> None:
-    """Warn if test images are about as many as in the real dataset, but not exactly; once for each protocol."""
-    name = {"sysu": "SYSU-MM01", "regdb": "RegDB"}[dataset]
-    persons, known = len(np.unique(images.pids)), TEST_PERSONS[dataset]
-    for search in {search.protocol: search for search in reversed(searches)}.values():
-        found, expected = (len(search.query), len(search.gallery)), TEST_IMAGES[search.protocol]
-        if abs(persons - known) <= known // 10 and (persons, *found) != (known, *expected):
-            log.warning(
-                "%s: %d test persons, %d queries, %d gallery images, but %s has %d, %d and %d: is the data complete?",
-                search.protocol, persons, *found, name, known, *expected,
-            )  # fmt: skip
+def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
+    """Warn if there are about as many persons as in the real dataset, but other numbers of persons or images."""
+    expected = dataset.counts[subset]
+    found = len(np.unique(images.pids)), int((~images.thermal).sum()), int(images.thermal.sum())
+    if abs(found[0] - expected[0]) <= expected[0] // 10 and found != expected:
+        log.warning("%s: %d persons, %d visible and %d infrared images, but %s has %d, %d and %d: is it complete?",
+                    subset, *found, dataset.title, *expected)  # fmt: skip
 
 
 def paired(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
     """Both splits without the persons who are missing from one of them, whom a warning names (FIDELITY 25)."""
-    alone = sorted(set(visible.pids.tolist()) ^ set(thermal.pids.tolist()))
+    alone = sorted({*visible.pids.tolist()} ^ {*thermal.pids.tolist()})
     if alone:
-        log.warning("left out of training, for they have images in one modality only: persons %s", _shorten(alone))
-    both = [split.take(np.flatnonzero(~np.isin(split.pids, alone))) for split in (visible, thermal)]
-    return tuple(_not_empty(split, root, "no training person has images in both modalities") for split in both)
+        log.warning("left out of training, since they have images in one modality only: persons %s", alone)
+    visible, thermal = (split.take(np.flatnonzero(~np.isin(split.pids, alone))) for split in (visible, thermal))
+    if not visible.paths:
+        raise OSError(f"{root}: no training person has images in both modalities; see the README for the layout")
+    return visible, thermal
+
+
+def joined(visible: Split, thermal: Split) -> Split:
+    """The images of both, the visible ones first."""
+    return Split(visible.paths + thermal.paths, *map(np.concatenate, zip(visible[1:], thermal[1:], strict=True)))
 
 
 def relabel(pids: np.ndarray) -> np.ndarray:
@@ -283,32 +250,14 @@ def relabel(pids: np.ndarray) -> np.ndarray:
     return np.unique(pids, return_inverse=True)[1]
 
 
-def _choice(name: str, options: Iterable[str]) -> list[str]:
-    """What a flag's value stands for: itself, or all of ``options``."""
-    if name not in (*options, "both"):
-        raise ValueError(f"there is no protocol {name!r}: give one of {', '.join([*options, 'both'])}")
-    return [*options] if name == "both" else [name]
+def _split(rows: Iterable[tuple[str, int, int, bool]]) -> Split:
+    paths, *columns = [*zip(*rows, strict=True)] or [()] * 4
+    return Split([*paths], *(np.array(c, t) for c, t in zip(columns, (np.int64, np.int64, bool), strict=True)))
 
 
-def _split(rows: Iterable[tuple[str, int, int]]) -> Split:
-    rows = list(rows)
-    pids, camids = (np.array([row[column] for row in rows], dtype=np.int64) for column in (1, 2))
-    return Split([row[0] for row in rows], pids, camids)
-
-
-def _not_empty(split: Split, root: str, complaint: str) -> Split:
-    if not split.paths:
-        raise OSError(f"{root}: {complaint}; see the README for the layout of the dataset")
-    return split
-
-
-def _images(root: str, cam: int, pid: int) -> list[str]:
-    """Image files of one person in one camera, sorted by name; stray files are passed over (FIDELITY 25)."""
-    folder = os.path.join(root, f"cam{cam}", f"{pid:04d}")
-    try:
-        names = sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):  # not every person is in every camera
-        return []
+def _images(folder: str) -> list[str]:
+    """Image files of a folder, sorted by name; stray files are passed over (FIDELITY 25)."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # not every person is in every camera
     return [os.path.join(folder, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
 
 
@@ -320,17 +269,56 @@ def _read_ids(root: str, subset: str) -> list[int]:
     return [int(word) for word in first_line.split(",")]
 
 
+def _read_index(root: str, name: str) -> Iterator[tuple[str, int]]:
+    """The paths, below ``root``, and labels in a file of lines '<relative path> <label>'."""
+    index = os.path.join(root, "idx", name)
+    for number, line in enumerate(_read_text(index, root).splitlines(), 1):
+        path, label, *_ = [*line.strip().rsplit(None, 1), "", ""]
+        if line.strip() and not re.fullmatch("[0-9]{1,9}", label):
+            raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
+        if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
+            raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
+        if line.strip():
+            yield os.path.join(root, path), int(label)
+
+
 def _read_text(path: str, root: str) -> str:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} not found: is the dataset in {root}? --data_path names its folder")
-    if os.path.getsize(path) > LONGEST_LIST:
-        raise OSError(f"{path} is too large for a list: put the dataset's own file there")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except UnicodeDecodeError:
-        raise OSError(f"{path} is not a text file") from None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
-def _shorten(pids: list[int]) -> str:
-    return ", ".join(map(str, pids[:10])) + (f" and {len(pids) - 10} more" if len(pids) > 10 else "")
+DATASETS = {
+    "sysu": Dataset(
+        title="SYSU-MM01",
+        defaults={"data_path": "data/SYSU-MM01", "lr": 0.008, "epochs": 60, "w_hc": 0.6},
+        counts={"train": (395, 22258, 11909), "test": (96, 6775, 3803)},
+        train=sysu_train,
+        test=sysu_test,
+        trials=range(10),
+        protocol="{}-search {}-shot",
+        search_flags={"mode": ("all", "indoor"), "gall_mode": ("single", "multi")},
+        draw=sysu_draw,
+        # Cameras 2 and 3 look at the same room: a query of camera 3 does not see the gallery of camera 2.
+        hidden=lambda q_pids, q_camids, g_pids, g_camids: (q_camids == 3)[:, None] & (g_camids == 2),
+        thermal_cameras=INFRARED_CAMERAS,
+        preprocessed=True,
+        official_persons=533,
+    ),
+    "regdb": Dataset(
+        title="RegDB",
+        defaults={"data_path": "data/RegDB", "lr": 0.0098, "epochs": 80, "w_hc": 0.58},
+        counts={"train": (206, 2060, 2060), "test": (206, 2060, 2060)},
+        train=lambda root, trial: paired(*(regdb_split(root, trial, m, "train") for m in MODALITIES), root),
+        test=lambda root, trial: joined(*(regdb_split(root, trial, m, "test") for m in MODALITIES)),
+        trials=range(1, 11),
+        protocol="{}",
+        search_flags={"search": ("v2t", "t2v")},
+        draw=regdb_draw,
+        hidden=lambda q_pids, q_camids, g_pids, g_camids: np.zeros((len(q_pids), len(g_pids)), bool),
+        thermal_cameras=(2,),
+        counts_persons=False,
+        trial_trains=True,
+    ),
+}

@@ -1,75 +1,70 @@
-"""The Hetero-Center loss (paper, section 3.3) and its sum with cross-entropy over the stripes."""
+"""The Hetero-Center loss (paper, section 3.3), and the named terms that a training step adds up."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DISTANCES = {  # of two (..., dim) tensors of centers -> (...)
-    "l2": lambda a, b: (a - b).pow(2).sum(-1),  # the squared Euclidean distance
-    "l1": lambda a, b: (a - b).abs().mean(-1),  # the mean, not the sum, over dimensions
+DISTANCES = {  # between (..., dim) centers: the squared Euclidean one, the mean absolute difference, 1 - cosine
+    "l2": lambda a, b: (a - b).pow(2).sum(-1),
+    "l1": lambda a, b: (a - b).abs().mean(-1),
     "cos": lambda a, b: 1 - F.cosine_similarity(a, b, dim=-1),
 }
 
 
+def person_centers(feats: Tensor, labels: Tensor, persons: Tensor) -> Tensor:
+    """The mean (..., P, dim) of each of the (P,) ``persons``, of (..., N, dim) features with (N,) labels."""
+    same = (persons[:, None] == labels).to(feats)  # (P, N); persons may repeat: `unique()` would force a GPU sync
+    return same @ feats / same.sum(1, keepdim=True)
+
+
 class HeteroCenterLoss(nn.Module):
-    """Pulls together the visible and the thermal feature center of each person of a batch.
-
-        L_HC = sum over persons of max(0, d(visible center, thermal center) - margin)
-
-    Args:
-        margin: distance up to which a person's centers are left alone (``--thd``).
-        dist_type: d, one of "l2", "l1", "cos" (``--dist-type``).
-    """
+    """L_HC = sum over the persons of a batch of max(0, d(visible center, thermal center) - margin); d is dist_type."""
 
     def __init__(self, margin: float = 0.0, dist_type: str = "l2"):
         super().__init__()
         if dist_type not in DISTANCES:
-            raise ValueError(f"dist_type is {dist_type!r}: give one of {', '.join(DISTANCES)}")
-        self.margin = margin
-        self.distance = DISTANCES[dist_type]
+            raise ValueError(f"dist_type is {dist_type!r}: give l2, l1 or cos")
+        self.margin, self.distance = margin, DISTANCES[dist_type]
 
     def forward(self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor) -> Tensor:
-        """A scalar, zero with a graph when every person is within the margin, NaN when a feature is (FIDELITY 18).
+        """Features (..., N, dim) and (..., M, dim), persons (N,) and (M,), rows in any order (FIDELITY 19) -> (...).
 
-        Args:
-            visible, thermal: (..., N, dim) and (..., M, dim) features, rows in any order (FIDELITY 19). With leading
-                dimensions, for the stripes, the result has them too.
-            visible_labels, thermal_labels: (N,) and (M,) integers naming each row's person.
-
-        Raises:
-            ValueError: the two modalities do not show the same persons. Labels on a GPU are not looked at, which would
-                make the program wait for it: there the result is NaN or lacks the persons without visible rows.
+        A zero within the margin has a gradient; NaN stays NaN (FIDELITY 18). ValueError, on CPUs: unlike persons.
         """
-        if not visible_labels.is_cuda and {*visible_labels.tolist()} != {*thermal_labels.tolist()}:
-            raise ValueError(
-                "the Hetero-Center loss needs the same persons in both modalities, not "
-                f"{sorted({*visible_labels.tolist()})} visible and {sorted({*thermal_labels.tolist()})} thermal"
-            )
-        # Row i holds the centers of the person of visible row i: the number of persons, which only the labels know, is
-        # then no shape. A person of k rows stands there k times, so each counts a k-th.
-        same_visible, same_thermal = ((visible_labels[:, None] == labels).to(visible)  # (N, N) and (N, M)
-                                      for labels in (visible_labels, thermal_labels))  # fmt: skip
-        rows = same_visible.sum(1)  # (N,) visible rows of the person of each row
-        visible_centers = same_visible @ visible / rows[:, None]
-        thermal_centers = same_thermal @ thermal / same_thermal.sum(1, keepdim=True)
-        beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)
+        if visible_labels.device.type == "cpu" and {*visible_labels.tolist()} != {*thermal_labels.tolist()}:
+            raise ValueError("the Hetero-Center loss needs the same persons in both modalities of a batch")
+        visible_centers = person_centers(visible, visible_labels, visible_labels)
+        thermal_centers = person_centers(thermal, thermal_labels, visible_labels)
+        beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)  # (..., N)
+        rows = (visible_labels[:, None] == visible_labels).sum(1)  # of each row's person, who counts once
         return (beyond / rows).sum(-1)
 
 
-def stripe_losses(
-    logits: list[Tensor], feats: list[Tensor], visible_labels: Tensor, thermal_labels: Tensor, hc_loss: HeteroCenterLoss
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and Hetero-Center loss of every stripe, two (stripes,) tensors.
+class Term(NamedTuple):
+    """A term of the loss, known by its name to logs, metrics.jsonl, TensorBoard and pictures."""
 
-    A step minimises ``(ce + w_hc * hc).sum()``; the loss that the logs report is the mean over stripes of the same.
+    name: str
+    weight: float
+    value: Callable[..., Tensor]  # of (logits, feats, visible_labels, thermal_labels), per stripe: (stripes,)
+    sums_persons: bool  # a sum over the persons of a batch, not a mean
 
-    Args:
-        logits: a (N + M, n_class) tensor per stripe, the N visible rows first.
-        feats: a (N + M, dim) tensor of L2-normalised features per stripe, rows likewise.
-        visible_labels, thermal_labels: (N,) and (M,) classes.
-    """
-    logits, feats = torch.stack(logits), torch.stack(feats)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # from half precision
-    labels, n = torch.cat([visible_labels, thermal_labels]), len(visible_labels)
-    ce = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none").view(len(logits), -1)
-    return ce.mean(1), hc_loss(feats[:, :n], feats[:, n:], visible_labels, thermal_labels)
+
+def loss_terms(args) -> list[Term]:
+    """What a step adds up; flags ``w_hc``, ``thd`` and ``dist_type`` of ``args``. A new term is one more entry."""
+    hetero_center = HeteroCenterLoss(args.thd, args.dist_type)
+
+    def ce(logits, feats, *labels):
+        return torch.stack([F.cross_entropy(stripe, torch.cat(labels)) for stripe in logits])
+
+    def hc(logits, feats, *labels):
+        return hetero_center(*feats.split([*map(len, labels)], dim=1), *labels)
+
+    return [Term("CE", 1.0, ce, sums_persons=False), Term("HC", args.w_hc, hc, sums_persons=True)]
+
+
+def total(terms: list[Term], losses: dict) -> Tensor | float:
+    """The weighted sum of a step's losses by name. Its sum over the stripes is minimised, its mean is logged."""
+    return sum(term.weight * losses[term.name] for term in terms)

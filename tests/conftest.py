@@ -1,38 +1,49 @@
-"""Small trees of images that the tests share, and a way to run the scripts as a user does."""
+"""Small trees of images that the tests share, and ways to run the scripts as a user does."""
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, settings
+# Before torch is imported, here and in the processes that tests start: the tests are small, fp32 sums differ between
+# devices, and a thread for each of pytest's workers is enough.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are small, and fp32 sums differ between devices
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from tools.make_synthetic import make_regdb, make_sysu
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network and images small enough to train in seconds.
 TINY = ["--arch", "resnet18", "--img_h", "96", "--img_w", "32", "--low-dim", "16", "--pretrained", "none"]
-TINY_BATCH = ["--batch-size", "8", "--per_img", "4", "--no-tensorboard"]
-# The name of the training of `sysu_run`.
+TINY_BATCH = ["--batch-size", "8", "--per_img", "4", "--workers", "0", "--no-tensorboard"]
+# The training of `sysu_run`: its flags and its name.
+RUN_FLAGS = [*TINY, *TINY_BATCH, "--lr", "0.01", "--drop", "0.3", "--epochs", "3"]
 RUN = "sysu_id_resnet18_lr0.01_whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone"
 
-settings.register_profile("short", max_examples=200, derandomize=True, deadline=None, database=None)
+torch.set_num_threads(1)
+settings.register_profile("short", max_examples=100, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=5_000, deadline=None, suppress_health_check=[*HealthCheck])
 settings.load_profile("short")
+
+
+def places(data: Path, out: Path) -> list:
+    return ["--data_path", data, "--model_path", out, "--log_path", out]
 
 
 def run_script(script: str, *flags, cwd=ROOT) -> subprocess.CompletedProcess:
     """Run a script, or a tool named like "-m tools.report", in a process of its own."""
     command = script.split() if script.startswith("-m") else [str(ROOT / script)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *command, *map(str, flags)], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    command = [sys.executable, *command, *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
 def succeed(script: str, *flags, cwd=ROOT) -> str:
@@ -41,23 +52,25 @@ def succeed(script: str, *flags, cwd=ROOT) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """Run a script or tool in this process, which saves the seconds that importing torch takes."""
-    monkeypatch.chdir(ROOT)
-
-    def run(script: str, *flags) -> None:
-        name, start = script, runpy.run_path
-        if script.startswith("-m "):
-            name, start = script.split(".")[-1] + ".py", runpy.run_module
-        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+def run_here(script: str, *flags) -> None:
+    """The same in this process, which saves the seconds that importing torch takes."""
+    name, start = script, runpy.run_path
+    if script.startswith("-m "):
+        name, start = script.split(".")[-1] + ".py", runpy.run_module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, flags)])
         start(script.removeprefix("-m "), run_name="__main__")
 
-    return run
+
+@pytest.fixture
+def call(monkeypatch) -> Callable[..., None]:
+    """Run a script or tool in this process."""
+    monkeypatch.chdir(ROOT)
+    return run_here
 
 
 @pytest.fixture
-def output(call, capsys):
+def output(call, capsys) -> Callable[..., str]:
     """Run a script or tool in this process; gives what it printed."""
 
     def run(script: str, *flags) -> str:
@@ -74,22 +87,43 @@ def files_of(*places: Path) -> dict[Path, tuple]:
 
 
 @pytest.fixture
-def bad(call, capsys, tmp_path):
-    """Run a script or tool that must be refused, with every file left as it is; gives its one line on stderr."""
+def bad(call, capsys, tmp_path) -> Callable[..., str]:
+    """Run a script or tool that must be refused; gives its one line on stderr.
+
+    Every file must stay as it is. Only logs and locks may be new or written to.
+    """
 
     def run(script: str, *flags) -> str:
-        places = [tmp_path, *(Path(flag) for flag in flags if isinstance(flag, Path) and flag.exists())]
-        before = files_of(*places)
+        folders = [tmp_path, *(flag for flag in flags if isinstance(flag, Path) and flag.exists())]
+        before = files_of(*folders)
         with pytest.raises(SystemExit) as stop:
             call(script, *flags)
-        stderr = capsys.readouterr().err
-        assert stop.value.code == 2 and len(stderr.splitlines()) == 1 and stderr.startswith(f"{sys.argv[0]}: error: ")
-        after = files_of(*places)
-        assert {file: after.get(file) for file in before} == before
-        assert not [file for file in after if file.suffix in (".partial", ".lock")]
+        stderr, name = capsys.readouterr().err, script.removeprefix("-m tools.").removesuffix(".py")
+        assert stop.value.code == 2 and len(stderr.splitlines()) == 1, stderr
+        assert stderr.startswith(f"{name}.py: error: ")
+        after = files_of(*folders)
+        changed = {file for file in {*before, *after} if before.get(file) != after.get(file)}
+        assert {file.suffix for file in changed} <= {".log", ".lock"}, changed
         return stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
+    """(name, make): the folder of this name, which ``make`` has filled, once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        with FileLock(base / f"{name}.lock"):
+            if not (base / f"{name}.made").exists():
+                (base / name).mkdir()
+                make(base / name)
+                (base / f"{name}.made").touch()
+        return base / name
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
@@ -102,25 +136,40 @@ def golden_tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sysu_tree(tmp_path_factory) -> Path:
-    """A drawn SYSU-MM01 tree of 12 persons, preprocessed."""
-    tree = tmp_path_factory.mktemp("sysu") / "SYSU-MM01"
-    make_sysu(tree, ids=12, images=3, seed=3)
-    succeed("pre_process_sysu.py", "--data_path", tree, "--img_h", 96, "--img_w", 32)
+def sysu_tree(made_once) -> Path:
+    """A drawn SYSU-MM01 tree of 12 persons, preprocessed; every other training image is enough."""
+
+    def make(folder: Path) -> None:
+        make_sysu(folder / "SYSU-MM01", ids=12, images=2, seed=3)
+        size = ["--img_h", 96, "--img_w", 32]
+        run_here("pre_process_sysu.py", "--data_path", folder / "SYSU-MM01", *size, "--workers", 0)
+        for file in (folder / "SYSU-MM01").glob("*.npy"):
+            np.save(file, np.load(file)[::2])
+
+    return made_once("sysu", make) / "SYSU-MM01"
+
+
+@pytest.fixture
+def noise_tree(sysu_tree, tmp_path) -> Path:
+    """A copy with two training images of noise for each of four persons and both modalities."""
+    tree, noise = shutil.copytree(sysu_tree, tmp_path / "tree"), np.random.default_rng(0)
+    for modality in ("rgb", "ir"):
+        np.save(tree / f"train_{modality}_resized_img.npy", noise.integers(0, 256, (8, 96, 32, 3), dtype=np.uint8))
+        np.save(tree / f"train_{modality}_resized_label.npy", np.arange(8) // 2)
     return tree
 
 
 @pytest.fixture(scope="session")
-def regdb_tree(tmp_path_factory) -> Path:
-    tree = tmp_path_factory.mktemp("regdb") / "RegDB"
-    make_regdb(tree, ids=8, seed=3)
-    return tree
+def regdb_tree(made_once) -> Path:
+    return made_once("regdb", lambda folder: make_regdb(folder / "RegDB", ids=8, seed=3)) / "RegDB"
 
 
 @pytest.fixture(scope="session")
-def sysu_run(sysu_tree, tmp_path_factory) -> dict[str, Path]:
+def sysu_run(sysu_tree, made_once) -> dict[str, Path]:
     """Epochs 0 to 3 of a training on the drawn tree: {"models": folder, "logs": folder, "data": tree}."""
-    out = tmp_path_factory.mktemp("sysu_run")
-    flags = [*TINY, *TINY_BATCH, "--epochs", 3, "--lr", 0.01, "--drop", 0.3]
-    succeed("train.py", "--data_path", sysu_tree, *flags, "--model_path", out / "models", "--log_path", out / "logs")
+
+    def make(out: Path) -> None:
+        run_here("train.py", *RUN_FLAGS, *places(sysu_tree, out / "models"), "--log_path", out / "logs")
+
+    out = made_once("sysu_run", make)
     return {"models": out / "models", "logs": out / "logs", "data": sysu_tree}

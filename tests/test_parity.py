@@ -11,7 +11,8 @@ import torch
 
 from data_loader import IdentitySampler
 from eval_metrics import eval_regdb, eval_sysu
-from loss import HeteroCenterLoss, stripe_losses
+from loss import HeteroCenterLoss, loss_terms
+from loss import total as total_loss
 from model import EmbedNet
 from train import build_optimizer, learning_rate, set_learning_rate, train_step
 
@@ -191,16 +192,16 @@ def test_training_trajectory():
     g = golden("train_traj_resnet18")
     net = golden_net("resnet18", 6).train()
     optimizer = build_optimizer(net, SimpleNamespace(lr=0.008, optim="sgd"))
-    hc_loss = HeteroCenterLoss()
+    terms = loss_terms(SimpleNamespace(w_hc=0.6, thd=0.0, dist_type="l2"))
     for step in range(12):
         set_learning_rate(optimizer, learning_rate(0, 0.008))
         rng = np.random.default_rng(1000 + step)
         labels = torch.from_numpy(np.repeat(rng.permutation(6)[:2], 4))
         visible, thermal = (torch.from_numpy(rng.standard_normal((8, 3, 96, 48))) for _ in range(2))
-        ce, hc, _ = train_step(net, optimizer, (visible, thermal, labels, labels), hc_loss, 0.6)
-        close(ce, g["ce"][step], atol=1e-8)
-        close(hc, g["hc"][step], atol=1e-8)
-        close((ce + 0.6 * hc).mean(), g["loss"][step], atol=1e-8)
+        losses, _ = train_step(net, optimizer, (visible, thermal, labels, labels), terms)
+        close(losses["CE"], g["ce"][step], atol=1e-8)
+        close(losses["HC"], g["hc"][step], atol=1e-8)
+        close(total_loss(terms, losses).mean(), g["loss"][step], atol=1e-8)
     state = net.state_dict()
     for name, total, l2 in zip(g["final_names"], g["final_sum"], g["final_l2"], strict=True):
         close(state[name].double().norm(), l2, rtol=1e-8)
@@ -208,20 +209,6 @@ def test_training_trajectory():
     name_of = {name: p for name, p in net.named_parameters()}
     for name, l2 in zip(g["momentum_names"], g["momentum_l2"], strict=True):
         close(optimizer.state[name_of[name]]["momentum_buffer"].norm(), l2, rtol=1e-8, atol=1e-12)
-
-
-def test_stripe_losses_are_those_of_each_stripe():
-    """Row by row, written out: cross-entropy over both modalities, and the loss of the two halves."""
-    rng = torch.Generator().manual_seed(0)
-    logits = [torch.randn(8, 5, generator=rng, dtype=torch.float64) for _ in range(3)]
-    feats = [torch.randn(8, 7, generator=rng, dtype=torch.float64) for _ in range(3)]
-    labels = torch.tensor([0, 0, 3, 3])
-    ce, hc = stripe_losses(logits, feats, labels, labels, HeteroCenterLoss())
-    for i in range(3):
-        p = torch.softmax(logits[i], 1)
-        close(ce[i], -sum(p[row, label].log() for row, label in enumerate([0, 0, 3, 3, 0, 0, 3, 3])) / 8, atol=1e-12)
-        centers = feats[i].reshape(2, 2, 2, 7).mean(2)  # modality, person, row, dimension
-        close(hc[i], ((centers[0] - centers[1]) ** 2).sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize(("case", "batch_size", "per_img"), [("main", 16, 4), ("b32p8", 32, 8)])

@@ -8,30 +8,30 @@ Ratios are taken in one run; they mean more than the seconds.
 """
 
 import argparse
+import collections
+import itertools
 import json
 import multiprocessing
-import os
 import platform
 import resource
 import time
+import timeit
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torchvision import transforms as T
 
 import train
 import utils
 from data_loader import IMAGENET_MEAN, IMAGENET_STD, IdentitySampler, TrainBatches, TrainingSet
 from eval_metrics import Distances, eval_sysu
-from loss import HeteroCenterLoss
-from model import EmbedNet, least_height
+from model import BACKBONES, EmbedNet, to_device
 
 SIZES = {  # (queries, gallery, persons)
     "SYSU-MM01 single-shot": (3803, 301, 96),
@@ -39,7 +39,15 @@ SIZES = {  # (queries, gallery, persons)
     "RegDB": (2060, 2060, 206),
 }
 LARGE = (20_000, 50_000, 1_000)
-PER_IMG, PERSONS, AHEAD = 4, 395, 5
+PERSONS, PER_IMG = 395, 8
+AHEAD = 10  # batches that may be made before they are asked for
+
+PUBLISHED, OURS, BARE = "the published way", "ours", "the bare network"
+FLAGS = ["", "--amp bf16", "--compile", "--amp bf16 --compile"]  # of train.py, that training is measured with
+GPU_FLAGS = ["--tf32", "--no-deterministic", "--amp fp16", "--amp bf16 --compile --no-deterministic"]
+
+
+# ---- scoring --------------------------------------------------------------------------------------------------------
 
 
 def lists(queries: int, gallery: int, persons: int) -> tuple[np.ndarray, ...]:
@@ -69,15 +77,6 @@ def loop_over_queries(distmat, q_pids, g_pids, q_camids, g_camids) -> tuple[floa
     return np.mean([curve[0] for curve in curves]), np.mean(aps)
 
 
-def seconds(function: Callable, repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def peak_memory(function: Callable) -> float:
     """The most memory that a call holds at once, in MiB."""
     tracemalloc.start()
@@ -89,19 +88,18 @@ def peak_memory(function: Callable) -> float:
 
 def benchmark_evaluate(args: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
-    columns = ("queries x gallery", "ours", "loop", "sort", "loop/ours", "ours/sort", "ours", "loop")
-    print(f"{'':24s}" + "".join(f"{column:>{18 if 'x' in column else 11}s}" for column in columns))
+    columns = ("ours", "loop", "sort", "loop/ours", "ours/sort", "ours", "loop")
+    print(f"{'':24s}{'queries x gallery':>18s}" + "".join(f"{column:>11s}" for column in columns))
     for name, (queries, gallery, persons) in SIZES.items():
         distmat = rng.standard_normal((queries, gallery), dtype=np.float32)
         where = lists(queries, gallery, persons)
-        scores, expected = eval_sysu(distmat, *where), loop_over_queries(distmat, *where)
-        np.testing.assert_allclose((scores.cmc[0], scores.mAP), expected, atol=1e-9)
-        calls = [partial(eval_sysu, distmat, *where), partial(loop_over_queries, distmat, *where)]
-        ours = seconds(calls[0], args.repeats)
-        loop = seconds(calls[1], 1)
-        sort = seconds(partial(np.sort, distmat, axis=1), args.repeats)
+        score, compare = partial(eval_sysu, distmat, *where), partial(loop_over_queries, distmat, *where)
+        scores = score()
+        np.testing.assert_allclose((scores.cmc[0], scores.mAP), compare(), atol=1e-9)
+        calls = (score, 5), (compare, 1), (partial(np.sort, distmat, axis=1), 5)
+        ours, loop, sort = (min(timeit.repeat(call, number=1, repeat=n)) for call, n in calls)
         times = "".join(f"{t:9.3f} s" for t in (ours, loop, sort))
-        memory = "".join(f"{peak_memory(call):7.0f} MiB" for call in calls)
+        memory = "".join(f"{peak_memory(call):7.0f} MiB" for call in (score, compare))
         size = f"{queries:,} x {gallery:,}"
         print(f"{name:24s}{size:>18s}{times}{loop / ours:10.0f}x{ours / sort:10.1f}x{memory}")
 
@@ -110,20 +108,20 @@ def benchmark_evaluate(args: argparse.Namespace) -> None:
     where = lists(queries, gallery, persons)
     start = time.perf_counter()
     peak = peak_memory(lambda: eval_sysu(Distances(*features), *where))
-    print(
-        f"\n{queries:,} x {gallery:,}, from 128-dimensional features: {time.perf_counter() - start:.1f} s, "
-        f"{peak:.0f} MiB beyond the features; all distances at once would be {queries * gallery * 4 / 2**20:.0f} MiB"
-    )
+    took, whole = time.perf_counter() - start, queries * gallery * 4 / 2**20
+    print(f"\n{queries:,} x {gallery:,}, from 128-dimensional features: {took:.1f} s, {peak:.0f} MiB beyond them; "
+          f"all distances at once would be {whole:.0f} MiB")  # fmt: skip
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
+# ---- batches --------------------------------------------------------------------------------------------------------
 
 
-def noise(images: int, size: tuple[int, int]) -> TrainingSet:
-    """Random images of both modalities, in memory."""
-    rng, labels = np.random.default_rng(0), np.arange(images) % min(PERSONS, images // PER_IMG)
+def noise(steps: int, half: int, size: tuple[int, int]) -> tuple[TrainingSet, IdentitySampler]:
+    """Random images for an epoch of more than ``steps`` batches, ``half`` of each modality, and their sampler."""
+    rng, images = np.random.default_rng(0), (steps + AHEAD) * half
+    labels = np.arange(images) % min(PERSONS, images // PER_IMG)
     visible, thermal = (rng.integers(0, 256, (images, *size, 3), dtype=np.uint8) for _ in range(2))
-    return TrainingSet(visible, thermal, labels, labels)
+    return TrainingSet(visible, thermal, labels, labels), IdentitySampler(labels, labels, half, PER_IMG)
 
 
 class ImageByImage(Dataset):
@@ -131,15 +129,8 @@ class ImageByImage(Dataset):
 
     def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple[int, int]):
         self.data, self.plan = data, [rows.ravel() for rows in sampler.epoch(0)]
-        self.transform = transforms.Compose(
-            [
-                transforms.ToPILImage(),
-                transforms.RandomCrop(size),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ]
-        )
+        steps = T.ToPILImage(), T.RandomCrop(size), T.RandomHorizontalFlip(), T.ToTensor()
+        self.transform = T.Compose([*steps, T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
     def __len__(self) -> int:
         return len(self.plan[0])
@@ -150,239 +141,165 @@ class ImageByImage(Dataset):
         return *images, self.data.visible_labels[v], self.data.thermal_labels[t]
 
 
-class Timed:
-    """An iterator that counts the seconds it was waited for."""
+class Watch:
+    """Hands ``warmup + steps`` batches to a loop, and times what the loop does from the end of the warm-up on.
 
-    def __init__(self, items: Iterable):
-        self.items, self.seconds = iter(items), 0.0
+    ``seconds`` is the time of these ``steps``; for ``waited`` of them the loop waited for its batches.
+    """
 
-    def __iter__(self) -> Iterator:
-        return self
+    def __init__(self, warmup: int, steps: int, device: torch.device):
+        self.warmup, self.steps, self.device, self.waited = warmup, steps, device, 0.0
 
-    def __next__(self):
-        start = time.perf_counter()
-        try:
-            return next(self.items)
-        finally:
-            self.seconds += time.perf_counter() - start
-
-
-class TimedBatches(TrainBatches):
-    """Those of train.py; ``gathered`` counts what is waited for."""
-
-    def gather(self, plan: np.ndarray) -> Timed:
-        self.gathered = Timed(super().gather(plan))
-        return self.gathered
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU has still to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def rate(batches: Iterator, steps: int, images: int, device: torch.device) -> float:
-    """Images per second of ``steps`` batches, after those that may have been made ahead."""
-    for _ in range(AHEAD):
-        next(batches)
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        next(batches)
-    synchronize(device)
-    return steps * images / (time.perf_counter() - start)
+    def __call__(self, batches: Iterable) -> Iterator:
+        batches, synchronize = iter(batches), torch.get_device_module(self.device).synchronize
+        for step in range(self.warmup + self.steps):
+            if step == self.warmup:
+                synchronize()
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                start, self.waited = time.perf_counter(), 0.0
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - asked
+            yield batch
+        synchronize()
+        self.seconds = time.perf_counter() - start
 
 
 def benchmark_data(args: argparse.Namespace) -> None:
     device = utils.select_device(args.gpu)
     size, half = (args.img_h, args.img_w), args.batch_size // 2
-    data = noise(max(1000, (AHEAD + args.steps) * half), size)
-    sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
-    found = {}
-    for workers in args.workers:
-        loader = DataLoader(ImageByImage(data, sampler, size), half, num_workers=workers)
-        found[f"image by image, {workers} workers"] = rate(iter(loader), args.steps, 2 * half, device)
-    best = max(found.values())
+    data, sampler = noise(AHEAD + args.steps, half, size)
+    one_by_one = ImageByImage(data, sampler, size)
+    ways = {f"image by image, {n} workers": DataLoader(one_by_one, half, num_workers=n) for n in args.workers}
     for cache in ("host", "device") if device.type == "cuda" else ("host",):
         batches = TrainBatches(data, sampler, size, device, cache)
-        gathered = batches.gather(np.stack(sampler.epoch(0)))
-        found[f"ours, gathered on the {cache}"] = rate(gathered, args.steps, 2 * half, device)
-        found[f"ours, from the {cache} to the network"] = rate(batches.epoch(0), args.steps, 2 * half, device)
-    for name, images in found.items():
-        print(f"{name:36s}{images:10,.0f} images/s{images / best:8.1f}x")
+        ways[f"ours, gathered on the {cache}"] = batches.gather(np.stack(sampler.epoch(0)))
+        ways[f"ours, from the {cache} to the network"] = batches.epoch(0)
+    found = []
+    for name, batches in ways.items():
+        watch = Watch(AHEAD, args.steps, device)
+        collections.deque(watch(batches), maxlen=0)
+        found.append(args.steps * args.batch_size / watch.seconds)
+        ratio = found[-1] / max(found[: len(args.workers)])
+        print(f"{name:36s}{found[-1]:10,.0f} images/s{ratio:8.1f}x", flush=True)
 
 
-def published_steps(net: EmbedNet, data: TrainingSet, args: argparse.Namespace, device: torch.device) -> Iterator:
-    """The published loop in stock PyTorch, with our network; yields the seconds that it has waited for batches."""
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def published_loop(net: EmbedNet, batches: Iterable, device: torch.device) -> None:
+    """The published loop in stock PyTorch, with our network."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    size, half = (args.img_h, args.img_w), args.batch_size // 2
-    sampler = IdentitySampler(data.visible_labels, data.thermal_labels, half, PER_IMG)
-    loader = Timed(DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers))
-    for batch in loader:
-        visible, thermal, visible_labels, thermal_labels = (x.to(device) for x in batch)
+    for batch in batches:
+        visible, thermal, *labels = (x.to(device) for x in batch)
         logits, feats = net(visible, thermal)
-        labels = torch.cat([visible_labels, thermal_labels])
         loss = 0.0
         for stripe, feat in zip(logits, feats, strict=True):
-            centers = [x.unflatten(0, (-1, PER_IMG)).mean(1) for x in (feat[:half], feat[half:])]
-            loss = loss + F.cross_entropy(stripe, labels) + 0.6 * ((centers[0] - centers[1]) ** 2).sum()
+            centers = [x.unflatten(0, (-1, PER_IMG)).mean(1) for x in feat.chunk(2)]
+            hetero_center = ((centers[0] - centers[1]) ** 2).sum()
+            loss = loss + F.cross_entropy(stripe, torch.cat(labels)) + 0.6 * hetero_center
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()
-        yield loader.seconds
 
 
-def bare_steps(net: Callable, optimizer: torch.optim.Optimizer, batch: tuple, amp: torch.dtype | None) -> Iterator:
-    """Forward, backward and update on one batch, over and over; it waits for nothing."""
-    while True:
-        with torch.autocast(batch[0].device.type, amp, enabled=amp is not None):
-            logits, _ = net(*batch[:2])
-        optimizer.zero_grad(set_to_none=True)
+def bare_loop(run: train.Run, batches: Iterable) -> None:
+    """Forward, backward and update, with next to no loss."""
+    amp = train.AMP[run.args.amp]
+    for visible, thermal, *_ in batches:
+        with torch.autocast(visible.device.type, amp, enabled=amp is not None):
+            logits, _ = run.fast_net(visible, thermal)
+        run.optimizer.zero_grad(set_to_none=True)
         torch.stack(logits).float().logsumexp(2).sum().backward()
-        optimizer.step()
-        yield 0.0
+        run.optimizer.step()
 
 
-def our_steps(
-    net: EmbedNet, data: TrainingSet, args: argparse.Namespace, device: torch.device, flags: dict
-) -> Iterator:
-    """An epoch of train.py, or with ``bare`` the `bare_steps` of its network; yields like `published_steps`."""
-    flags = {"amp": "off", "compile": False, "cache": "auto", "bare": False, **flags}
-    net = net.to(memory_format=torch.channels_last)
-    optimizer = train.build_optimizer(net, SimpleNamespace(optim="sgd", lr=0.008))
-    sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size // 2, PER_IMG)
-    batches = TimedBatches(data, sampler, (args.img_h, args.img_w), device, flags["cache"])
-    amp, fast_net = train.AMP[flags["amp"]], torch.compile(net) if flags["compile"] else net
-    batch = next(batches.epoch(0))
-    if flags["bare"]:
-        yield from bare_steps(fast_net, optimizer, batch, amp)
-    update = partial(
-        train.train_step, fast_net, optimizer, hc_loss=HeteroCenterLoss(), w_hc=0.6, amp=amp,
-        scaler=torch.amp.GradScaler() if flags["amp"] == "fp16" else None,
-    )  # fmt: skip
-    if device.type == "cuda":
-        update(batch)
-        torch.cuda.set_sync_debug_mode("warn")  # a step that waits for the GPU says so here
-        update(batch)
-        torch.cuda.set_sync_debug_mode("default")
-    history = torch.zeros(sampler.steps, 3, dtype=torch.float64, device=device)
-    for _ in train.train_epoch(update, batches, 0, SimpleNamespace(lr=0.008, w_hc=0.6, epochs=0), history):
-        yield batches.gathered.seconds
+def warn_of_waiting(run: train.Run, batch: tuple) -> None:
+    """Let an update that waits for the GPU say so; the first one may."""
+    for mode in ("default", "warn"):
+        torch.cuda.set_sync_debug_mode(mode)
+        train.train_step(run.fast_net, run.optimizer, batch, run.terms, train.AMP[run.args.amp], run.scaler)
+    torch.cuda.set_sync_debug_mode("default")
 
 
-def measure(args: argparse.Namespace, flags: dict) -> dict[str, float]:
+def measure(args: argparse.Namespace, way: str, flags: str) -> dict[str, float]:
     """Images per second, milliseconds a step and of it for data, and peak memory in GiB; in a process of its own."""
-    device = utils.select_device(args.gpu)
-    if flags.get("published"):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.manual_seed(1)
+    size, half, device = (args.img_h, args.img_w), args.batch_size // 2, utils.select_device(args.gpu)
+    options = train.build_parser().parse_args([*flags.split(), "--batch-size", str(half)])
+    utils.seed_everything(1, options.deterministic and way != PUBLISHED, options.tf32)
+    data, sampler = noise(args.warmup + args.steps, half, size)
+    net, watch = EmbedNet(PERSONS, arch=args.arch, pretrained="none"), Watch(args.warmup, args.steps, device)
+    if way == PUBLISHED:
+        loader = DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers)
+        published_loop(net.to(device), watch(loader), device)
     else:
-        utils.seed_everything(1, flags.get("deterministic", True), flags.get("tf32", False))
-    data = noise((args.warmup + args.steps) * args.batch_size // 2, (args.img_h, args.img_w))
-    net = EmbedNet(PERSONS, arch=args.arch, pretrained="none").to(device).train()
-    if flags.get("published"):
-        steps = published_steps(net, data, args, device)
-    else:
-        steps = our_steps(net, data, args, device, flags)
-    for _ in range(args.warmup):
-        waited = next(steps)
-    synchronize(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
-    for _ in range(args.steps):
-        waited_in_all = next(steps)
-    synchronize(device)
-    step = (time.perf_counter() - start) / args.steps
+        run = train.Run("benchmark", options, to_device(net, device), PERSONS)
+        run.after_step = lambda: None  # which would save
+        batches = TrainBatches(data, sampler, size, device, options.cache)
+        batch, gather = next(batches.epoch(0)), batches.gather
+        if way == BARE:
+            bare_loop(run, watch(itertools.repeat(batch)))
+        else:
+            if device.type == "cuda":
+                warn_of_waiting(run, batch)
+            batches.gather = lambda plan: watch(gather(plan))
+            train.train_epoch(run, batches, 0)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
+    step = watch.seconds / args.steps
     return {"images/s": args.batch_size / step, "step ms": 1000 * step,
-            "data wait ms": 1000 * (waited_in_all - waited) / args.steps, "peak GiB": memory / 2**30}  # fmt: skip
+            "data wait ms": 1000 * watch.waited / args.steps, "peak GiB": memory / 2**30}  # fmt: skip
 
 
 def benchmark_train(args: argparse.Namespace) -> None:
-    fast = {"amp": "bf16", "compile": True}
-    variants = {
-        "the published way": {"published": True},
-        "ours": {},
-        "the bare network": {"bare": True},
-        "ours, --amp bf16": {"amp": "bf16"},
-        "the bare network, bf16": {"amp": "bf16", "bare": True},
-        "ours, --compile": {"compile": True},
-        "ours, --amp bf16 --compile": fast,
-        "the bare network, bf16, compiled": {**fast, "bare": True},
-    }
     on_gpu = torch.cuda.is_available()
-    args.steps, args.warmup = args.steps or (100 if on_gpu else 5), args.warmup or (20 if on_gpu else 2)
-    if on_gpu:
-        variants["ours, --cache host"] = {"cache": "host"}
-        variants["ours, --no-deterministic"] = {"deterministic": False}
-        variants["ours, --tf32"] = {"tf32": True}
-        variants["the bare network, tf32"] = {"tf32": True, "bare": True}
-        variants["ours, --amp fp16"] = {"amp": "fp16"}
-        variants["the bare network, fp16"] = {"amp": "fp16", "bare": True}
-        variants["ours, --amp bf16 --compile --no-deterministic"] = {**fast, "deterministic": False}
-    for end in args.only or ():
-        if not any(name.endswith(end) for name in variants):
-            utils.fail(f"--only {end}: no row ends so; there are {'; '.join(variants)}")
+    pairs = [(PUBLISHED, ""), *((way, flags) for flags in FLAGS + GPU_FLAGS * on_gpu for way in (OURS, BARE))]
+    rows = {" ".join(pair).strip(): pair for pair in pairs + [(OURS, "--cache host")] * on_gpu}
+    chosen = [row for row in rows if not args.only or row.endswith(tuple(args.only))]
+    if not chosen:
+        raise ValueError(f"--only {' '.join(args.only)}: no row ends so; there are {'; '.join(rows)}")
     found = {}
-    context = multiprocessing.get_context("spawn")
-    for name, flags in variants.items():
-        if args.only and not name.endswith(tuple(args.only)):
-            continue
-        with ProcessPoolExecutor(1, mp_context=context) as pool:  # memory and compiled code of others do not count
-            found[name] = pool.submit(measure, args, flags).result()
-        if len(found) == 1:
-            print(f"{'':48s}" + "".join(f"{key:>14s}" for key in found[name]) + f"{'to first':>10s}")
-        ratio = found[name]["images/s"] / next(iter(found.values()))["images/s"]
-        print(
-            f"{name:48s}" + "".join(f"{value:14.2f}" for value in found[name].values()) + f"{ratio:9.2f}x", flush=True
-        )
+    for row in chosen:
+        # In a process of its own: memory and compiled code of others do not count.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found[row] = values = pool.submit(measure, args, *rows[row]).result()
+        if row == chosen[0]:
+            print(f"{'':48s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
+        ratio = values["images/s"] / found[chosen[0]]["images/s"]
+        print(f"{row:48s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
     if args.json:
         device = f"{platform.machine()}, {torch.get_num_threads()} threads"
         if on_gpu:
             device = torch.cuda.get_device_name(utils.select_device(args.gpu))
-        flags = {name: value for name, value in vars(args).items() if name != "benchmark"}
-        content = {"device": device, "flags": flags, "versions": utils.versions(), "results": found}
+        content = {"device": device, "flags": vars(args), "versions": utils.versions(), "results": found}
         with utils.whole_file(args.json) as path, open(path, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
 
+BENCHMARKS = {"evaluate": benchmark_evaluate, "data": benchmark_data, "train": benchmark_train}
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(
-        prog="python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser, on_gpu = utils.Parser(prog="python -m tools.benchmark", description=__doc__), torch.cuda.is_available()
     commands = parser.add_subparsers(dest="command", required=True)
-    evaluate = commands.add_parser("evaluate", help="the scoring of test.py")
-    evaluate.add_argument("--repeats", type=utils.number(int, 1), default=5, help="the best counts (%(default)s)")
-    evaluate.set_defaults(benchmark=benchmark_evaluate)
-    data = commands.add_parser("data", help="training batches")
-    steps = commands.add_parser("train", help="training steps")
-    for command, benchmark in ((data, benchmark_data), (steps, benchmark_train)):
-        add = command.add_argument
-        add("--batch-size", type=utils.number(int, 8, 1025), default=64, help="images of both modalities (%(default)s)")
-        add(
-            "--img-h",
-            type=utils.number(int, least_height(), utils.LARGEST + 1),
-            default=288,
-            help="image height (%(default)s)",
-        )
-        add("--img-w", type=utils.number(int, 1, utils.LARGEST + 1), default=144, help="image width (%(default)s)")
-        add("--gpu", default="0", help="number of the GPU (%(default)s)")
-        command.set_defaults(benchmark=benchmark)
-    n, workers = utils.number(int, 1, 10**4), utils.number(int, 0, 257)
+    _, data, steps = (commands.add_parser(name) for name in BENCHMARKS)
+    for add in (data.add_argument, steps.add_argument):
+        add("--batch-size", type=int, default=64, help="images of both modalities (%(default)s)")
+        add("--img_h", type=int, default=288, help="image height (%(default)s)")
+        add("--img_w", type=int, default=144, help="image width (%(default)s)")
+        add("--gpu", type=int, default=0, help="number of the GPU (%(default)s)")
     add = data.add_argument
-    add("--steps", type=n, default=30, help="batches to time (%(default)s)")
-    add("--workers", type=workers, nargs="+", default=[0, 1, 2],
-        help="of the loader that takes an image at a time: the best is 1.0x (0 1 2)")  # fmt: skip
+    add("--steps", type=int, default=30, help="batches to time (%(default)s)")
+    add("--workers", type=int, nargs="+", default=[0, 1, 2], help="of the loader of single images (0 1 2)")
     add = steps.add_argument
-    add("--workers", type=workers, default=4, help="of the published way's loader (%(default)s)")
-    add("--steps", type=n, help="steps to time (100 on a GPU, 5 on a CPU)")
-    add("--warmup", type=n, help="steps before the clock starts (20 on a GPU, 2 on a CPU)")
-    add("--arch", choices=["resnet50", "resnet18"], default="resnet50", help="both streams (%(default)s)")
-    add("--only", nargs="+", metavar="NAME", help="the rows whose names end so, like 'way', 'bf16' or 'compile'")
+    add("--workers", type=int, default=4, help="of the published way's loader (%(default)s)")
+    add("--steps", type=int, default=100 if on_gpu else 5, help="steps to time (%(default)s)")
+    add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
+    add("--arch", choices=[*BACKBONES], default="resnet50", help="both streams (%(default)s)")
+    add("--only", nargs="+", default=(), metavar="NAME", help="the rows whose names end so, like 'way' or 'bf16'")
     add("--json", help="file to write the results to")
     return parser
 
@@ -390,12 +307,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     if getattr(args, "batch_size", 0) % (2 * PER_IMG):
-        utils.fail(f"--batch-size {args.batch_size} is not a multiple of {2 * PER_IMG}")
-    if getattr(args, "json", None):
-        if not args.json.endswith(".json"):
-            utils.fail(f"--json {args.json}: give a name that ends in .json")
-        utils.make_folder(os.path.dirname(args.json), "--json")
-    args.benchmark(args)
+        raise ValueError(f"--batch-size {args.batch_size} is not a multiple of {2 * PER_IMG}")
+    BENCHMARKS[args.command](args)
 
 
 if __name__ == "__main__":

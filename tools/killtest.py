@@ -1,18 +1,16 @@
-"""Kill a training, and the preprocessing, again and again: whatever the moment, what is left must be whole, and what
-comes out in the end the same, byte for byte, as without a kill.
+"""Kill a training, and the preprocessing, again and again: whatever the moment, each file that is left must be whole,
+and in the end all files must hold the same, value by value, as without a kill.
 
     python -m tools.killtest --kills 50
 
-Small drawn people, on the CPU. A process is killed at a random moment, or as soon as it has begun to write a file;
-then the same command is given again, until it is through. Exit status 1: something was lost.
+A process is killed at a random moment, or while it writes a file; then the same command is given again, until it is
+through. Exit status 1: something was lost.
 """
 
-import argparse
-import hashlib
+import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -23,163 +21,129 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+
 import utils
-from data_loader import open_array
 from tools.make_synthetic import make_sysu
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = ["--img_h", 96, "--img_w", 32]
 TRAIN = [
-    "train.py", *SIZE, "--arch", "resnet18", "--low-dim", 16, "--drop", 0.3, "--pretrained", "none", "--batch-size", 8,
-    "--per_img", 4, "--lr", 0.01, "--epochs", 2, "--save_every_steps", 3, "--resume", "last", "--no-tensorboard",
+    "train.py", *SIZE, "--arch", "resnet18", "--low-dim", 16, "--drop", 0.3, "--pretrained", "none", "--batch-size", 4,
+    "--per_img", 2, "--epochs", 2, "--save_every_steps", 2, "--resume", "last", "--no-tensorboard", "--workers", 0,
 ]  # fmt: skip
-PREPROCESS = ["pre_process_sysu.py", "--img_h", 288, "--img_w", 144, "--workers", 2]
-WAYS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
 
 
-class Lost(Exception):
-    """What the kill test looks for."""
+class Lost(SystemExit):
+    """What the kill test looks for: it prints what was lost and ends the program."""
+
+
+def same(a, b) -> bool:
+    """Whether nested dicts, lists and tuples hold the same: types, keys, and every value of arrays and tensors."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    return a == b
+
+
+def read_all(folder: Path) -> dict:
+    """What the checkpoints, metrics and arrays in a folder hold, by their path below it. `Lost`: one is damaged."""
+    readers, found = {".t": utils.load_checkpoint, ".npy": np.load}, {}
+    readers[".jsonl"] = lambda path: [json.loads(line) for line in Path(path).read_text().splitlines()]
+    try:
+        for file in (file for file in folder.rglob("*") if file.suffix in readers):
+            found[str(file.relative_to(folder))] = readers[file.suffix](str(file))
+    except (OSError, ValueError) as error:
+        raise Lost(f"LOST: {file} is damaged: {error}") from error
+    return found
 
 
 def start(command: list) -> subprocess.Popen:
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     script, *flags = map(str, command)
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *flags],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [sys.executable, str(Path(__file__).parent.parent / script), *flags]
+    options = {"env": {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, **options)
+
+
+def half_written(folder: Path) -> set[tuple]:
+    """The half-written files in a folder, with their size and time."""
+    found = set()
+    for file in folder.rglob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # it has its final name by now
+            found.add((file, file.stat().st_size, file.stat().st_mtime_ns))
+    return found
 
 
 def kill(process: subprocess.Popen, folder: Path, longest: float, rng: random.Random) -> str | None:
     """End the process within ``longest`` seconds; gives how and when, or None if it was through before."""
-    way, moment = rng.choices([*WAYS], [8, 1, 1])[0], rng.uniform(0, longest)
-    writes, begin = rng.choice([0, 0, 1, 2, 3]), time.monotonic()  # 0: by the clock; else as the n-th file is begun
-    seen: set[Path] = set()
-    while process.poll() is None and len(seen) < (writes or 1):
-        if writes:
-            seen |= {*folder.rglob("*.partial")}
-        elif time.monotonic() - begin > moment:
-            break
+    way = rng.choice([signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT])
+    end = time.monotonic() + rng.uniform(0, longest)
+    writes, stale = rng.choice([0, 0, 1, 2, 5, 20]), half_written(folder)  # 0: by the clock; else as files grow
+    seen = set()
+    while process.poll() is None and (len(seen - stale) < writes if writes else time.monotonic() < end):
+        seen |= half_written(folder)
         time.sleep(0.0005)
     process.send_signal(way)
-    output = process.communicate()[0]
-    if process.returncode == 0:
+    if process.wait() == 0:
         return None
-    # Before Python has come to the script, a signal ends it as it does any program.
-    if process.returncode not in (WAYS[way], -way) and not (way == signal.SIGINT and "KeyboardInterrupt" in output):
-        raise Lost(f"exit status {process.returncode} after {way.name}:\n{output}")
-    return f"{way.name} {f'as it wrote file {writes}' if writes else f'after {moment:.1f} s'}"
+    # A signal that comes before the script has begun ends it as it does any program.
+    if process.returncode not in (-way, 128 + way) and "KeyboardInterrupt" not in (output := process.stdout.read()):
+        raise Lost(f"LOST: exit status {process.returncode} after {way.name}:\n{output}")
+    return f"{way.name} {'as it wrote' if writes else 'by the clock'}"
 
 
-def hashes(folder: Path, *patterns: str) -> dict[str, str]:
-    """Of all files of these patterns: path below the folder -> SHA-256."""
-    files = sorted(file for pattern in patterns for file in folder.rglob(pattern))
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def killed_until_through(
-    command: list, folder: Path, longest: float, rng: random.Random, check: Callable[[], None], most: int
-) -> list[str]:
-    """Give the command again and again, killed ``most`` times at most, until it is through; gives the kills."""
-    kills = []
-    while True:
-        process = start(command)
-        if len(kills) < most and (how := kill(process, folder, longest, rng)):
-            kills.append(how)
-        else:
-            output = process.communicate()[0] if process.returncode is None else ""
-            if process.returncode:
-                raise Lost(f"exit status {process.returncode} without a kill:\n{output}")
-        check()
-        if process.returncode == 0:
-            left = [str(file) for file in folder.rglob("*") if file.suffix in (".partial", ".lock")]
-            if left:
-                raise Lost(f"left over: {left}")
-            return kills
+def survive(command_in: Callable[[Path], list], folder: Path, kills: int, rng: random.Random) -> list[str]:
+    """Run what ``command_in`` (folder) gives in peace, then with kills, until there were enough; gives their kinds."""
+    begin, done = time.monotonic(), []
+    start(command_in(folder / "whole")).communicate()
+    longest, expected = time.monotonic() - begin, read_all(folder / "whole")
+    while len(done) < kills:
+        command, how = command_in(folder / "killed"), ""
+        while how is not None:
+            with start(command) as process:
+                how = kill(process, folder / "killed", longest, rng) if len(done) < kills else None
+                if how is None and process.wait():
+                    raise Lost(f"LOST: exit status {process.returncode} without a kill:\n{process.stdout.read()}")
+            done += [how] * (how is not None)
+            found = read_all(folder / "killed")
+        if not same(found, expected):
+            raise Lost(f"LOST: not the same as without a kill, after {done}")
+        shutil.rmtree(folder / "killed")
+    return done
 
 
 def kill_training(folder: Path, tree: Path, kills: int, rng: random.Random) -> list[str]:
-    """Kill trainings until there were ``kills`` kills; gives how each was killed; `Lost`: something was."""
-
-    def flags(out: Path) -> list:
-        return [*TRAIN, "--data_path", tree, "--model_path", out / "models", "--log_path", out / "logs"]
-
-    def check_whole() -> None:
-        for file in folder.rglob("*.t"):
-            utils.load_checkpoint(str(file))
-        for file in folder.rglob("metrics.jsonl"):
-            [json.loads(line) for line in file.read_text().splitlines()]
-
-    def steps(out: Path) -> list[str]:
-        (log,) = out.rglob("*.log")
-        return re.findall(r"^(?:epoch +\d+ step +\d+|test \w+|epoch \d+ was)", log.read_text(), re.MULTILINE)
-
-    begin = time.monotonic()
-    killed_until_through(flags(folder / "whole"), folder, 0, rng, check_whole, 0)
-    longest, done = time.monotonic() - begin, []
-    expected = hashes(folder / "whole", "*.t", "metrics.jsonl")
-    while len(done) < kills:
-        out = folder / "killed"
-        done += killed_until_through(flags(out), out, longest, rng, check_whole, kills - len(done))
-        found = hashes(out, "*.t", "metrics.jsonl")
-        if found != expected:
-            raise Lost(f"after {done}: other files, {[name for name in expected if found.get(name) != expected[name]]}")
-        if steps(out) != steps(folder / "whole"):
-            raise Lost(f"after {done}: the log repeats or lacks lines: {steps(out)}")
-        shutil.rmtree(out)
-    return done
+    """`survive` for train.py, which reads a preprocessed ``tree``."""
+    command = [*TRAIN, "--data_path", tree, "--model_path"]
+    return survive(lambda out: [*command, out, "--log_path", out], folder, kills, rng)
 
 
-def kill_preprocessing(tree: Path, kills: int, rng: random.Random) -> list[str]:
-    """The same with pre_process_sysu.py, whose arrays in ``tree`` are replaced each time."""
-    command, done = [*PREPROCESS, "--data_path", tree], []
-
-    def check_whole() -> None:
-        for file in tree.glob("*.npy"):
-            open_array(str(file))
-
-    begin = time.monotonic()
-    killed_until_through([*command, "--force"], tree, 0, rng, check_whole, 0)
-    longest, expected = time.monotonic() - begin, hashes(tree, "*.npy")
-    while len(done) < kills:
-        for file in tree.glob("*.npy"):
-            file.unlink()
-        done += killed_until_through(command, tree, longest, rng, check_whole, kills - len(done))
-        if hashes(tree, "*.npy") != expected:
-            raise Lost(f"after {done}: other arrays")
-    return done
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(
-        prog="python -m tools.killtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=utils.number(int, 1), default=50, help="of each of the two (%(default)s)")
-    parser.add_argument("--seed", type=utils.number(int, 0), default=0, help="of the moments (%(default)s)")
-    return parser
+def kill_preprocessing(folder: Path, tree: Path, kills: int, rng: random.Random) -> list[str]:
+    """`survive` for pre_process_sysu.py, on copies of ``tree``."""
+    command = ["pre_process_sysu.py", "--workers", 2, "--data_path"]
+    return survive(lambda out: [*command, shutil.copytree(tree, out)], folder, kills, rng)
 
 
 def main() -> None:
-    args = build_parser().parse_args()
+    parser = utils.Parser(prog="python -m tools.killtest", description=__doc__)
+    parser.add_argument("--kills", type=int, default=50, help="of each of the two (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    args = parser.parse_args()
     rng = random.Random(args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        out, tree, arrays = Path(folder) / "runs", Path(folder) / "SYSU-MM01", Path(folder) / "arrays"
-        try:
-            make_sysu(tree, ids=12, images=2)
-            shutil.copytree(tree, arrays)
-            start(["pre_process_sysu.py", *SIZE, "--data_path", tree]).communicate()
-            for name, done in (
-                ("preprocessing", kill_preprocessing(arrays, args.kills, rng)),
-                ("training", kill_training(out, tree, args.kills, rng)),
-            ):
-                ways = ", ".join(f"{n} by {way}" for way, n in Counter(how.split()[0] for how in done).items())
-                writing = sum("wrote" in how for how in done)
-                print(f"{name}: {len(done)} kills survived ({ways}; {writing} while a file was written)")
-        except Lost as lost:
-            sys.exit(f"LOST: {lost}")
+    with tempfile.TemporaryDirectory() as name:
+        folder, tree = Path(name), Path(name) / "SYSU-MM01"
+        make_sysu(tree, ids=6, images=2)
+        for title, test in (("preprocessing", kill_preprocessing), ("training", kill_training)):
+            done = test(folder / title, tree, args.kills, rng)
+            writing = sum("wrote" in how for how in done)
+            ways = ", ".join(f"{n} by {way}" for way, n in Counter(how.split()[0] for how in done).items())
+            print(f"{title}: {len(done)} kills survived ({ways}; {writing} while a file was written)")
+            start(["pre_process_sysu.py", *SIZE, "--data_path", tree]).communicate()  # for the training
 
 
 if __name__ == "__main__":

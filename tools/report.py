@@ -3,27 +3,21 @@
     python -m tools.report CE=log/test_a.json "CE + HC=log/test_b.json" --out report.html
 
 Give results of test.py, or folders of runs, log/<run>. What belongs to a result is found by what it tells: the run's
-metrics.jsonl beside it, the features that --save_features wrote, the checkpoint and the data. The page is one file,
-pictures included, and needs no network.
+metrics.jsonl beside it, the features that test.py --save_features wrote, the checkpoint and the data. Without them
+their pictures are left out. The page is one file, pictures included, and needs no network.
 """
 
-import argparse
 import base64
 import html
 import io
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
-
-from matplotlib.figure import Figure
-from PIL import Image
 
 import utils
 from eval_metrics import MEASURES
 from tools import visualize
-from tools.visualize import check_alike, labelled, read_features, read_metrics, read_results
+from tools.visualize import Result, check_alike, labelled, read_features, read_metrics, read_results
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -54,149 +48,130 @@ img {{ width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; d
 """
 
 
-class Report(NamedTuple):
-    """What is gathered, by label."""
-
-    results: dict[str, dict]  # as `read_results` gives them
-    metrics: dict[str, list[dict]]  # as `read_metrics` gives them
-    features: dict[str, visualize.Features]
-    checkpoints: dict[str, str]
-    roots: dict[str, str]  # the datasets' folders
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(
-        prog="python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> utils.Parser:
+    parser = utils.Parser(prog="python -m tools.report", description=__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="[LABEL=]FILE", help="JSON file of test.py or tools.score, or folder of a run")
     add("--features", default="fc", help="features to show: fc, pool5, … (%(default)s)")
-    add("--out", type=Path, default=Path("report.html"), help="page to write (%(default)s)")
+    add("--out", default="report.html", help="page to write (%(default)s)")
     return parser
 
 
-def gather(files: dict[str, str], feature: str) -> Report:
-    """Read results and runs, and what they point to, where it is there."""
-    report = Report({}, {}, {}, {}, {})
+def gather(files: dict[str, str]) -> tuple[dict[str, Result], dict[str, list[dict]]]:
+    """By label, the results, and the metrics of the runs: of those that are given, and of those beside a result."""
+    results, metrics = {}, {}
     for label, path in files.items():
         if os.path.isdir(path) or path.endswith(".jsonl"):
-            report.metrics[label] = read_metrics(path)
+            metrics[label] = read_metrics(path)
             continue
-        report.results[label] = found = read_results(path)
-        run = re.sub(r"_(last|best|epoch_\d+)\.t$", "", os.path.basename(found["checkpoint"]))
+        results[label] = read_results(path)
+        run = re.sub(r"_(last|best|epoch_\d+)\.t$", "", os.path.basename(results[label].checkpoint))
         if os.path.isfile(os.path.join(os.path.dirname(path), run, "metrics.jsonl")):
-            report.metrics[label] = read_metrics(os.path.join(os.path.dirname(path), run))
-        if os.path.isfile(found["save_features"]):
-            report.features[label] = read_features(found["save_features"], found["dataset"], feature)
-        if os.path.isdir(found["data_path"]):
-            report.roots[label] = found["data_path"]
-            if os.path.isfile(found["checkpoint"]):
-                report.checkpoints[label] = found["checkpoint"]
-    if report.results:
-        check_alike(report.results, feature)
-    return report
+            metrics[label] = read_metrics(os.path.join(os.path.dirname(path), run))
+    return results, metrics
 
 
-def rows(results: dict[str, dict], protocol: str, feature: str) -> dict[str, dict]:
-    """Label -> means over the trials, chance first."""
+def rows(results: dict[str, Result], protocol: str, feature: str) -> Iterator[tuple[str, list[str]]]:
+    """Label and cells, chance first: of each measure the mean over the trials and, of several, their deviation."""
     first = next(iter(results.values()))
-    return {"chance": first["rows"][protocol, "chance"]} | {
-        label: found["rows"][protocol, feature] for label, found in results.items()
-    }
+    found = {"chance": first.rows["chance"]} | {label: result.rows[feature] for label, result in results.items()}
+    for label, own in found.items():
+        mean, std, trials = own[protocol]
+        several = len(trials) > 1
+        yield label, [f"{100 * mean[key]:.2f}" + f" ± {100 * std[key]:.2f}" * several for key in MEASURES]
 
 
-def table(results: dict[str, dict], feature: str) -> str:
-    """``results``: label -> what `read_results` gives. A block per protocol, a row per label, percent."""
+def notes(results: dict[str, Result], feature: str) -> list[str]:
+    """What the numbers of the tables are, and what each label stands for."""
+    first = next(iter(results.values()))
+    found = [f"{feature} features ({first.data}): %, mean ± deviation over the trials"]
+    for label, result in results.items():
+        options = f"; options: {', '.join(result.options)}" if result.options else ""
+        found.append(f"{label}: {os.path.basename(result.checkpoint) or 'no checkpoint'}{options}")
+    return found
+
+
+def table(results: dict[str, Result], feature: str) -> str:
+    """For the screen: a block per protocol, a row per label."""
     width, lines = max(map(len, [*results, "chance"])) + 2, []
-    for protocol, counts in next(iter(results.values()))["counts"].items():
+    for protocol, counts in next(iter(results.values())).counts.items():
         lines.append(f"\n{protocol}: {counts}")
-        lines.append(f"{'':{width + 2}s}" + "".join(f"{title:>9s}" for title in MEASURES.values()))
-        for label, mean in rows(results, protocol, feature).items():
-            lines.append(f"  {label:{width}s}" + "".join(f"{100 * mean[key]:9.2f}" for key in MEASURES))
-    lines.append(f"\n{feature} features, %, means over the trials")
-    lines += [f"{label}: {', '.join(found['options'])}" for label, found in results.items() if found["options"]]
-    return "\n".join(lines)
+        for label, cells in [("", MEASURES.values()), *rows(results, protocol, feature)]:
+            lines.append(f"  {label:{width}s}" + "".join(f"{cell:>15s}" for cell in cells))
+    return "\n".join([*lines, "", *notes(results, feature)])
 
 
-def html_tables(results: dict[str, dict], feature: str) -> str:
-    parts = []
-    for protocol, counts in next(iter(results.values()))["counts"].items():
+def html_tables(results: dict[str, Result], feature: str) -> str:
+    what, *labels = map(html.escape, notes(results, feature))
+    parts = [f"<p>{what}</p>"]
+    for protocol, counts in next(iter(results.values())).counts.items():
         body = "<tr><th></th>" + "".join(f"<th scope=col>{title}</th>" for title in MEASURES.values()) + "</tr>"
-        for label, mean in rows(results, protocol, feature).items():
-            cells = "".join(f"<td>{100 * mean[key]:.2f}</td>" for key in MEASURES)
+        for label, cells in rows(results, protocol, feature):
+            cells = "".join(f"<td>{cell}</td>" for cell in cells)
             body += f"\n<tr><th scope=row>{html.escape(label)}</th>{cells}</tr>"
-        caption = html.escape(f"{protocol}: {counts}")
-        table = f"<div class=wide><table>{body}</table></div>"
-        parts.append(f"<figure><figcaption>{caption}</figcaption>{table}</figure>")
-    parts.append(f"<p>{html.escape(feature)} features, %, means over the trials.</p>\n<ul>")
-    for label, found in results.items():
-        options = f"; options: {', '.join(found['options'])}" if found["options"] else ""
-        checkpoint = os.path.basename(found["checkpoint"]) or "no checkpoint"
-        parts.append(f"<li>{html.escape(f'{label}: {checkpoint}{options}')}</li>")
-    return "\n".join([*parts, "</ul>"])
+        caption, wide = html.escape(f"{protocol}: {counts}"), f"<div class=wide><table>{body}</table></div>"
+        parts.append(f"<figure><figcaption>{caption}</figcaption>{wide}</figure>")
+    return "\n".join([*parts, "<ul>", *(f"<li>{label}</li>" for label in labels), "</ul>"])
 
 
-def pictures(report: Report, feature: str) -> Iterator[tuple[str, str, Figure]]:
-    """Heading, words and picture of all that can be drawn."""
-    if report.results:
+def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature: str) -> Iterator[tuple]:
+    """Heading, words, picture and its format of all that can be drawn; photographs are JPEG."""
+    if results:
         words = "The share of queries with a match among the first ranks."
-        yield "CMC", words, visualize.cmc(report.results, feature)
-    if report.metrics:
-        datasets = {visualize.DATASETS[found["dataset"]] for found in report.results.values()}
-        where = f"on {datasets.pop()}" if datasets else ""
-        yield (
-            "Training",
-            "Means of each epoch; rank-1 and mAP of those that were tested.",
-            visualize.curves(report.metrics, tuple(report.results), where),
-        )
-    if report.features:
-        words = (
-            "Each mark is an image; a line joins the centers of a person's visible and infrared images, "
-            "whose distance the Hetero-Center loss makes small."
-        )
-        yield "Embedding", words, visualize.embedding(report.features)
+        yield "CMC", words, visualize.cmc(results, feature), "png"
+    if metrics:
+        words = "Means of each epoch; rank-1 and mAP of those that were tested."
+        data = next(iter(results.values())).data if results else ""
+        yield "Training", words, visualize.curves(metrics, data), "png"
+    features = {
+        label: read_features(found.save_features, found.dataset, feature)
+        for label, found in results.items()
+        if os.path.isfile(found.save_features)
+    }
+    if features:
+        words = "A mark is an image; a line joins a person's two centers, which the Hetero-Center loss pulls together."
+        yield "Embedding", words, visualize.embedding(features), "png"
         words = "The less the two overlap, the better an image of the other modality tells a person from others."
-        yield "Distances", words, visualize.distances(report.features)
-    for label, features in report.features.items():
-        if label in report.roots:
-            words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
-            figure = visualize.ranked(features, visualize.first_search(features), report.roots[label])
-            yield f"Ranked: {label}", words, figure
-    for label, checkpoint in report.checkpoints.items():
-        words = "How much each place adds to the feature of its stripe, from the least (0) to the most (1) there."
-        dataset = report.results[label]["dataset"]
-        yield f"Stripes: {label}", words, visualize.attention_of(checkpoint, dataset, report.roots[label])
+        yield "Distances", words, visualize.distances(features), "png"
+    there = {label: found for label, found in results.items() if os.path.isdir(found.data_path)}
+    for label in [label for label in there if label in features]:
+        words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
+        figure = visualize.ranked(features[label], features[label].search({}), there[label].data_path)
+        yield f"Ranked: {label}", words, figure, "jpeg"
+    for label, found in there.items():
+        if os.path.isfile(found.checkpoint):
+            words = "How much a place adds to its stripe's feature, from the least to the most of the stripe."
+            figure = visualize.attention(found.checkpoint, found.dataset, found.data_path)
+            yield f"Stripes: {label}", words, figure, "jpeg"
 
 
-def page(report: Report, feature: str) -> str:
+def page(results: dict[str, Result], metrics: dict[str, list[dict]], feature: str) -> str:
     """The whole page, as HTML."""
-    sections = ["<h2>Results</h2>\n" + html_tables(report.results, feature)] if report.results else []
-    for title, words, figure in pictures(report, feature):
-        data, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(data, format="png")
-        Image.open(data).convert("RGB").quantize(256).save(small, "PNG", optimize=True)  # a page to attach to a mail
-        source = base64.b64encode(small.getvalue()).decode()
-        image = f'<img alt="{html.escape(title)}" src="data:image/png;base64,{source}">'
+    sections = ["<h2>Results</h2>\n" + html_tables(results, feature)] if results else []
+    for title, words, figure, form in pictures(results, metrics, feature):
+        data = io.BytesIO()
+        figure.savefig(data, format=form, pil_kwargs={"quality": 85} if form == "jpeg" else {"optimize": True})
+        source = f"data:image/{form};base64,{base64.b64encode(data.getvalue()).decode()}"
+        image = f'<div class=wide><img alt="{html.escape(title)}" src="{source}"></div>'
         caption = f"<figcaption>{html.escape(words)}</figcaption>"
-        sections.append(f"<h2>{html.escape(title)}</h2>\n<figure>{caption}<div class=wide>{image}</div></figure>")
-    if report.results and not report.features:
-        sections.append("<p>Pictures of features need a file of test.py --save_features.</p>")
-    found = [*dict.fromkeys([*report.results, *report.metrics])]
+        sections.append(f"<h2>{html.escape(title)}</h2>\n<figure>{caption}{image}</figure>")
+    found = [*dict.fromkeys([*results, *metrics])]
     labels = ", ".join(found) if len(found) < 5 else f"{len(found)} results and runs"
     return PAGE.format(title=html.escape(f"Hetero-Center loss: {labels}"), sections="\n".join(sections))
 
 
 def main() -> None:
     args = build_parser().parse_args()
-    if args.out.suffix != ".html":
-        utils.fail(f"--out {args.out}: give a name that ends in .html")
-    utils.make_folder(str(args.out.parent), "--out")
-    report = gather(labelled(args.files), args.features)
-    if report.results:
-        print(table(report.results, args.features))
-    text = page(report, args.features)
-    with utils.whole_file(str(args.out)) as partial:
-        Path(partial).write_text(text, encoding="utf-8", errors="backslashreplace")
+    if not args.out.endswith(".html"):
+        raise ValueError(f"--out {args.out}: give a name that ends in .html")
+    results, metrics = gather(labelled(args.files))
+    if results:
+        check_alike(results, args.features)
+        print(table(results, args.features))
+    text = page(results, metrics, args.features)
+    utils.make_folder(os.path.dirname(args.out), "--out")
+    with utils.whole_file(args.out) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
     print(f"\nthe same with pictures: {args.out}")
 
 

@@ -1,0 +1,189 @@
+"""The whole road as a user goes it, on both datasets, and the published commands."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, RUN, RUN_FLAGS, TINY, TINY_BATCH, places, succeed
+
+import utils
+from model import EmbedNet
+from tools.killtest import read_all
+
+
+def read_results(folder: Path, pattern: str = "*.json") -> dict[tuple[str, str], dict]:
+    (file,) = folder.glob(pattern)
+    return {(row["protocol"], row["feature"]): row for row in json.loads(file.read_text())["results"]}
+
+
+@pytest.fixture(scope="module")
+def short_regdb(regdb_tree, tmp_path_factory) -> Path:
+    """The drawn RegDB with two test images per person and modality, which are enough to score."""
+    tree = tmp_path_factory.mktemp("short") / "RegDB"
+    shutil.copytree(regdb_tree / "idx", tree / "idx")
+    (tree / "Visible").symlink_to(regdb_tree / "Visible")
+    (tree / "Thermal").symlink_to(regdb_tree / "Thermal")
+    for file in (tree / "idx").glob("test_*.txt"):
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[::5]))
+    return tree
+
+
+def test_training_leaves_checkpoints_metrics_and_a_log(sysu_run):
+    files, log = read_all(sysu_run["models"]), (sysu_run["logs"] / f"{RUN}.log").read_text()
+    last, best = (files[f"{RUN}_{kind}.t"] for kind in ("last", "best"))
+    assert (last["epoch"], best["epoch"]) == (3, 2)  # of the epochs 0 to 3 only 2 is tested
+    assert last["best"] == best["best"] == {"rank1": best["cmc"][0], "mAP": best["mAP"], "epoch": 2}
+    assert len(best["cmc"]) == 20 and (last["config"]["n_class"], last["config"]["w_hc"]) == (10, 0.6)
+    metrics = read_all(sysu_run["logs"])[f"{RUN}/metrics.jsonl"]
+    assert [line["epoch"] for line in metrics] == [0, 1, 2, 3] and metrics[3]["loss"] < metrics[0]["loss"]
+    assert ["fc_rank1" in line for line in metrics] == [False, False, True, False]
+    assert (metrics[2]["fc_rank1"], metrics[2]["fc_mAP"]) == (best["cmc"][0], best["mAP"])
+    assert re.findall(r"epoch +\d step .*loss ([\d.]+)", log) == [f"{line['loss']:.4f}" for line in metrics]
+    assert all(word in log for word in ("low_dim=16", f"torch={torch.__version__.partition('+')[0]}", "test fc"))
+
+
+def test_the_last_line_names_the_command_to_run_next(sysu_run, tmp_path):
+    """Word for word, from anywhere."""
+    log = (sysu_run["logs"] / f"{RUN}.log").read_text()  # to which refused commands of other tests may add lines
+    command = shlex.split(re.search("was the last one; to score it: python (.*)", log)[1])
+    command[command.index("--log_path") + 1] = tmp_path
+    assert "indoor-search multi-shot" in succeed(*command, cwd=tmp_path)
+
+
+def test_test_only_repeats_the_score_of_training(output, sysu_run, tmp_path):
+    best = sysu_run["models"] / f"{RUN}_best.t"
+    out = output("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--test-only", "--resume", best)
+    trained = [line for line in (sysu_run["logs"] / f"{RUN}.log").read_text().splitlines() if line.startswith("test ")]
+    assert [line for line in out.splitlines() if line.startswith("test ")] == trained
+
+
+def test_all_protocols_in_one_go(output, sysu_run, tmp_path):
+    """The flags are spelt in the other way, too."""
+    flags = ["--data-path", sysu_run["data"], "--model-path", sysu_run["models"], f"--log-path={tmp_path}"]
+    flags += ["--resume", f"{RUN}_best.t", "--test_batch", 16, "--workers", 0]
+    out = output("test.py", *flags, "--mode", "both", "--gall_mode", "both")
+    found = read_results(tmp_path)
+    modes, shots, features = ("all", "indoor"), ("single", "multi"), ("fc", "pool5", "chance")
+    assert [*found] == [(f"{m}-search {s}-shot", f) for m in modes for s in shots for f in features]
+    trained = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
+    trials = found["all-search single-shot", "fc"]["trials"]
+    np.testing.assert_allclose(trials[0]["cmc"], trained["cmc"])  # the draw that training tests on
+    np.testing.assert_allclose(trials[0]["mAP"], trained["mAP"])
+    assert any(len({t["mAP"] for t in found[key]["trials"]}) > 1 for key in found if key[1] != "chance")  # the draws
+    row = found["indoor-search multi-shot", "pool5"]
+    np.testing.assert_allclose(row["mean"]["rank1"], np.mean([t["cmc"][0] for t in row["trials"]]))
+    np.testing.assert_allclose(row["std"]["mAP"], np.std([t["mAP"] for t in row["trials"]]))
+    assert f"{100 * row['mean']['mAP']:.2f}" in out and out.count("chance") >= 4
+    output("test.py", *flags, "--distance", "euclidean")  # stripes of unit length rank alike by either distance
+    euclidean = read_results(tmp_path, "*euclidean.json")["all-search single-shot", "fc"]["trials"]
+    np.testing.assert_allclose([trial["mAP"] for trial in euclidean], [trial["mAP"] for trial in trials])
+
+
+def test_going_on_from_a_published_checkpoint(output, sysu_tree, tmp_path):
+    """It has weights, epoch and scores; training goes on from its epoch and its best rank-1."""
+    net = EmbedNet(10, low_dim=16, arch="resnet18", pretrained="none").state_dict()
+    torch.save({"net": net, "cmc": np.linspace(0.1, 1, 20), "mAP": 0.5, "epoch": 7}, tmp_path / "old.t")
+    flags = [*TINY, *TINY_BATCH, *places(sysu_tree, tmp_path)]
+    out = output("train.py", *flags, "--resume", "old.t", "--epochs", 8)
+    assert "no optimizer state" in out and "epoch   8 step" in out and "epoch   7 step" not in out
+    (last,) = tmp_path.glob("*_last.t")
+    state = utils.load_checkpoint(str(last))
+    assert state["epoch"] == 8 and state["best"]["rank1"] >= 0.1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optim adam --dist-type l1 --thd 0.05 --drop 0.3 --lr 0.001",
+        "--dist-type cos --thd 100 --w_hc 0.1 --img_h 120 --img_w 40 --mode indoor",  # the arrays are scaled
+    ],
+)
+def test_other_settings_train_and_test(output, sysu_tree, tmp_path, flags):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
+
+    out = [*places(sysu_tree, tmp_path), "--workers", 0]
+    output("train.py", *TINY, *TINY_BATCH, "--epochs", 0, *flags.split(), *out, "--tensorboard")
+    (checkpoint,), (file,), (log,) = (tmp_path.rglob(pattern) for pattern in ("*.t", "metrics.jsonl", "*.log"))
+    board, metrics = EventAccumulator(str(file.parent)).Reload(), json.loads(file.read_text())
+    for name in ("CE", "HC", "accuracy", "lr"):
+        assert [(event.step, event.value) for event in board.Scalars(name)] == [(0, pytest.approx(metrics[name]))]
+    assert ("classifier1.classifier.2.weight" in utils.load_checkpoint(str(checkpoint))["net"]) == ("--drop" in flags)
+    assert ("HC 0.0000" in log.read_text()) == ("100" in flags)  # within such a margin the loss is zero
+    output("test.py", *out, "--resume", checkpoint)
+    assert read_results(tmp_path)["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
+
+
+def test_periodic_checkpoints_and_the_schedule(output, noise_tree, tmp_path):
+    """Epochs above 10 that --save_epoch divides are kept; the rate falls at 30. Few images make it quick."""
+    flags = [*TINY, *TINY_BATCH, *places(noise_tree, tmp_path), "--batch-size", 4, "--per_img", 1, "--save_epoch", 3]
+    flags += ["--resume", tmp_path / "start.t"]
+    net, rates = EmbedNet(4, low_dim=16, arch="resnet18", pretrained="none").state_dict(), []
+    for start, end in ((8, 9), (11, 12), (29, 30)):
+        utils.save_checkpoint(str(tmp_path / "start.t"), {"net": net, "epoch": start, "cmc": [1.0] * 20, "mAP": 1.0})
+        rates += re.findall(r"lr ([\d.e-]+)", output("train.py", *flags, "--epochs", end))
+    assert sorted(re.findall(r"epoch_(\d+)\.t", " ".join(os.listdir(tmp_path)))) == ["12", "30"]
+    assert [*map(float, rates)] == [0.008, 0.008, 0.0008]
+
+
+def test_regdb_all_trials_both_directions(output, bad, short_regdb, tmp_path):
+    out = ["--dataset", "regdb", *places(short_regdb, tmp_path)]
+    output("train.py", *TINY, *TINY_BATCH, *out, "--epochs", 0, "--trial", 2)
+    (trained,) = tmp_path.glob("regdb_*_trial2_*_last.t")
+    assert "--trial 2" in bad("test.py", *out, "--trial", 1, "--resume", trained)
+    # Ten models are ten trainings; here one's weights pose as all of them.
+    utils.save_checkpoint(str(tmp_path / "trial1.t"), {"net": utils.load_checkpoint(str(trained))["net"], "epoch": 0})
+    for trial in range(2, 11):
+        (tmp_path / f"trial{trial}.t").symlink_to("trial1.t")
+    flags = ["--trial", "all", "--search", "both", "--resume", "trial{trial}.t", "--img_h", 96, "--img_w", 32]
+    output("test.py", *out, *flags, "--workers", 0)
+    found = read_results(tmp_path)
+    assert {search for search, _ in found} == {"v2t", "t2v"}
+    assert all([trial["trial"] for trial in row["trials"]] == [*range(1, 11)] for row in found.values())
+    assert found["v2t", "fc"]["trials"] != found["t2v", "fc"]["trials"]
+    (file,) = tmp_path.glob("*.json")
+    assert [network["trial"] for network in json.loads(file.read_text())["networks"]] == [*range(1, 11)]
+
+
+PUBLISHED = {
+    "train.py": "--dataset {} --lr {} --drop 0.0 --trial 1 --gpu 0 --epochs {} --w_hc {} --per_img 8",
+    "test.py": "--dataset {} --lr 0.01 --drop 0.0 --trial 1 --gpu 1 --low-dim 512 --resume NAME --w_hc 0.5 {}"
+    "--model_path DIR",
+}
+
+
+@pytest.mark.parametrize("values", [("sysu", 0.008, 60, 0.6), ("regdb", 0.0098, 80, 0.58)])
+def test_the_published_training_is_the_default(values, monkeypatch):
+    parse_args = runpy.run_path(str(ROOT / "train.py"))["parse_args"]
+
+    def parse(flags: str):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
+        return parse_args()
+
+    args = parse(PUBLISHED["train.py"].format(*values))
+    assert (args.dataset, args.lr, args.epochs, args.w_hc, args.batch_size, args.per_img) == (*values, 32, 8)
+    assert (args.arch, args.low_dim, args.img_h, args.img_w, args.pretrained) == ("resnet50", 512, 288, 144, "imagenet")
+    assert args == parse(f"--dataset {values[0]}")
+
+
+@pytest.mark.parametrize(("dataset", "more"), [("sysu", "--mode all --gall-mode single "), ("regdb", "")])
+def test_the_published_test_scores_a_published_checkpoint(dataset, more, sysu_tree, short_regdb, tmp_path):
+    """Verbatim, with data in its place, on a file with nothing but net, cmc, mAP and epoch."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "DIR").mkdir()
+    (tmp_path / "data/SYSU-MM01").symlink_to(sysu_tree)
+    (tmp_path / "data/RegDB").symlink_to(short_regdb)
+    net = EmbedNet(395, arch="resnet18", pretrained="none").state_dict()
+    torch.save({"net": net, "cmc": np.ones(20), "mAP": np.float64(1), "epoch": 7}, tmp_path / "DIR/NAME")
+    out = succeed("test.py", *PUBLISHED["test.py"].format(dataset, more).split(), cwd=tmp_path)
+    assert all(text in out for text in ("--lr, --w_hc", "ignored", "no GPU", "DIR/NAME, epoch 7"))
+    (file,) = (tmp_path / "log").glob("*.json")
+    network = json.loads(file.read_text())["networks"][0]
+    assert [network[k] for k in ("arch", "low_dim", "img_h", "img_w", "n_class")] == ["resnet18", 512, 288, 144, 395]
