@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -61,15 +62,17 @@ class ImageFiles(Dataset):
 
 
 def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
-    """For each batch of paths its images, uint8 (n, height, width, 3), read ahead by worker processes.
-
-    OSError: an image cannot be read.
-    """
+    """The images of each batch of paths, uint8 (n, height, width, 3), read ahead. OSError: one cannot be read."""
     # A generator of its own: the loader would otherwise draw a number from torch's, and shift dropout.
-    for images in DataLoader(ImageFiles(batches, size), None, num_workers=workers, generator=torch.Generator()):
+    own = {"generator": torch.Generator(), "worker_init_fn": _ignore_interrupts}
+    for images in DataLoader(ImageFiles(batches, size), None, num_workers=workers, **own):
         if isinstance(images, OSError):
             raise images
         yield images
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script
 
 
 class ImageBatches:
@@ -122,7 +125,7 @@ def load_training_set(dataset: data_manager.Dataset, root: str, trial: int, size
     """
     if dataset.preprocessed:
         return load_arrays(root)
-    splits = dataset.train(root, trial)
+    splits = data_manager.paired(*dataset.train(root, trial), root)  # lest their labels differ
     images = [np.concatenate([*read_images(batches_of(split.paths), size, workers)]) for split in splits]
     return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
 
@@ -161,12 +164,10 @@ class IdentitySampler:
 
     Args:
         visible_labels, thermal_labels: (N,) and (M,) class labels of all training images.
-        batch_size: images of each modality in a batch.
-        per_img: images of each person and modality in a batch; divides ``batch_size``.
+        batch_size, per_img: images of each modality in a batch, and of each person among them.
         seed: with the epoch's number it decides the whole plan.
 
-    Raises:
-        ValueError: ``per_img`` does not divide ``batch_size``, or too few persons have images in both modalities.
+    ValueError: ``per_img`` does not divide ``batch_size``, or too few persons have images in both modalities.
     """
 
     def __init__(
@@ -187,10 +188,7 @@ class IdentitySampler:
             log.warning("%d persons have fewer than %d images in a modality; theirs are repeated", short, per_img)
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices into the visible and the thermal images, (steps, batch_size); steps = max(N, M) // batch_size + 1.
-
-        A pure function of the labels, the sizes, the seed and ``epoch``.
-        """
+        """Indices into visible and thermal images, (steps, batch_size) each; labels, sizes, seed and epoch decide."""
         return self.draw(np.random.RandomState([self.seed, epoch]))
 
     def draw(self, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

@@ -65,7 +65,7 @@ class Dataset(NamedTuple):
     search_flags: dict[str, tuple[str, ...]]  # flag -> its values
     draw: Callable[..., Sides]  # of (test images, the flags' values, trials, rand_perm)
     hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): not to be seen
-    thermal_cameras: tuple[int, ...]  # tell the modality in files of features that do not
+    thermal_cameras: tuple[int, ...] = ()  # tell the modality in files of features that do not
     counts_persons: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     trial_trains: bool = False  # each trial has training persons, and so a model, of its own
@@ -205,6 +205,8 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
 
 def regdb_draw(images: Split, values: tuple[str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
     """All visible images query all thermal ones ("v2t"), or the other way round ("t2v")."""
+    if rand_perm is not None:
+        raise ValueError("--gallery official is for SYSU-MM01: RegDB has no such galleries")
     sides = np.flatnonzero(~images.thermal), np.flatnonzero(images.thermal)
     if not all(map(len, sides)):
         raise ValueError("visible or thermal test images are missing")
@@ -222,7 +224,7 @@ def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]
 
 def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
     """Warn if there are about as many persons as in the real dataset, but other numbers of persons or images."""
-    expected = dataset.counts[subset]
+    expected = dataset.counts.get(subset, (0, 0, 0))
     found = len(np.unique(images.pids)), int((~images.thermal).sum()), int(images.thermal.sum())
     if abs(found[0] - expected[0]) <= expected[0] // 10 and found != expected:
         log.warning("%s: %d persons, %d visible and %d infrared images, but %s has %d, %d and %d: is it complete?",
@@ -310,7 +312,7 @@ DATASETS = {
         title="RegDB",
         defaults={"data_path": "data/RegDB", "lr": 0.0098, "epochs": 80, "w_hc": 0.58},
         counts={"train": (206, 2060, 2060), "test": (206, 2060, 2060)},
-        train=lambda root, trial: paired(*(regdb_split(root, trial, m, "train") for m in MODALITIES), root),
+        train=lambda root, trial: tuple(regdb_split(root, trial, m, "train") for m in MODALITIES),
         test=lambda root, trial: joined(*(regdb_split(root, trial, m, "test") for m in MODALITIES)),
         trials=range(1, 11),
         protocol="{}",

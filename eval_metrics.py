@@ -30,7 +30,8 @@ class Scores(NamedTuple):
 
     def measures(self) -> dict[str, float]:
         """What is reported of them: rank1, rank5, rank10, rank20, mAP and mINP."""
-        return {f"rank{r}": float(self.cmc[r - 1]) for r in RANKS} | {"mAP": float(self.mAP), "mINP": float(self.mINP)}
+        ranks = {f"rank{r}": float(self.cmc[r - 1]) for r in RANKS if r <= len(self.cmc)}
+        return ranks | {"mAP": float(self.mAP), "mINP": float(self.mINP)}
 
     def __str__(self) -> str:
         return "  ".join(f"{MEASURES[name]} {value:.2%}" for name, value in self.measures().items())
@@ -49,7 +50,7 @@ def rank_plainly(distmat, q_pids, g_pids, hidden, counts_persons: bool) -> np.nd
         counts_persons: CMC counts persons, each at their first image; otherwise images.
 
     Returns:
-        (q, 3): what comes before the first match, average precision, and inverse penalty (matches / place of the last).
+        (q, 3): persons or images before the first match, average precision, matches / place of the last match.
     """
     order = np.argsort(np.where(hidden, np.inf, distmat), axis=1, kind="stable")  # hidden images come last
     hits = np.take_along_axis((q_pids[:, None] == g_pids) & ~hidden, order, axis=1)  # in order of rank
@@ -134,8 +135,7 @@ def score(distmat, q_pids, g_pids, q_camids, g_camids, hidden: Callable, counts_
         counts_persons: CMC counts persons, each at their first image; otherwise images.
         max_rank: length of the CMC; beyond the number of persons it stays at its last value (FIDELITY 13).
 
-    Raises:
-        ValueError: lengths disagree, a distance is not finite, or no query has a match.
+    ValueError: lengths disagree, a distance is not finite, or no query has a match.
     """
     q_pids, g_pids, q_camids, g_camids = map(np.asarray, (q_pids, g_pids, q_camids, g_camids))
     if not (len(q_pids), len(g_pids)) == (len(q_camids), len(g_camids)) == distmat.shape or 0 in distmat.shape:
@@ -264,8 +264,7 @@ class Counts(NamedTuple):
         matches = (seen & (query.pids[:, None] == gallery.pids)).sum(axis=1)
         matched = matches > 0
         chance = float((matches / seen.sum(axis=1).clip(1))[matched].mean()) if matched.any() else 0.0
-        persons = len(np.unique(gallery.pids))
-        return cls(len(matched), int((~matched).sum()), len(gallery.pids), persons, chance)
+        return cls(len(matched), int((~matched).sum()), len(gallery.pids), len(np.unique(gallery.pids)), chance)
 
     def __str__(self) -> str:
         queries = f"{self.queries} queries ({self.without_match} without a match, not counted)"
@@ -315,7 +314,7 @@ class Results:
         """The protocols and features whose rank-1 is below twice what chance gives, in words."""
         rank1 = {key: self.mean_and_std(*key)["rank1"][0] for key in self.scores if key[1] != "chance"}
         low = {key: value for key, value in rank1.items() if value < min(2 * self.counts[key[0]].chance, 1)}
-        return [f"{protocol} {feature} {value:.1%}" for (protocol, feature), value in low.items()]
+        return [f"{' '.join(key)} {value:.1%}" for key, value in low.items()]
 
     def table(self) -> str:
         """What was ranked, then a row of percentages for each protocol and feature."""

@@ -32,7 +32,7 @@ class HeteroCenterLoss(nn.Module):
     def forward(self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor) -> Tensor:
         """Features (..., N, dim) and (..., M, dim), persons (N,) and (M,), rows in any order (FIDELITY 19) -> (...).
 
-        A zero within the margin has a gradient; NaN stays NaN (FIDELITY 18). ValueError, on CPUs: unlike persons.
+        Within the margin it is 0 and back-propagates; NaN stays NaN (FIDELITY 18). ValueError, on CPUs: unlike persons.
         """
         if visible_labels.device.type == "cpu" and {*visible_labels.tolist()} != {*thermal_labels.tolist()}:
             raise ValueError("the Hetero-Center loss needs the same persons in both modalities of a batch")
@@ -48,7 +48,7 @@ class Term(NamedTuple):
 
     name: str
     weight: float
-    value: Callable[..., Tensor]  # of (logits, feats, visible_labels, thermal_labels), per stripe: (stripes,)
+    value: Callable[..., Tensor]  # (logits (S, N + M, classes), feats (S, N + M, dim), (N,) and (M,) labels) -> (S,)
     sums_persons: bool  # a sum over the persons of a batch, not a mean
 
 

@@ -11,9 +11,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class MapResNet(ResNet):
-    """torchvision's ResNet as far as its feature map: (N, 3, height, width) -> (N, C, height / 16, width / 16).
+    """torchvision's ResNet up to its feature map: (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up.
 
-    Both are rounded up; layer4 has stride 1. ``fc`` is unused, and stays for the published keys (FIDELITY 21).
+    layer4 has stride 1. ``fc`` is unused, and stays for the published keys (FIDELITY 21).
     """
 
     def __init__(self, block: type[nn.Module], layers: list[int]):
@@ -70,7 +70,7 @@ class EmbedNet(nn.Module):
         # The nested names are those of the published checkpoints.
         self.visible_net = nn.ModuleDict({"visible": backbone})
         self.thermal_net = nn.ModuleDict({"thermal": copy.deepcopy(backbone)})
-        self.heads = [StripeHead(channels, low_dim) for _ in range(num_parts)]
+        self.heads = [StripeHead(channels, low_dim) for _ in range(num_parts)]  # not a ModuleList: keys as published
         self.classifiers = [StripeClassifier(low_dim, n_class, drop) for _ in range(num_parts)]
         for name, modules in (("feature", self.heads), ("classifier", self.classifiers)):
             for i, module in enumerate(modules, 1):
@@ -160,10 +160,8 @@ def _load_pretrained(backbone: nn.Module, arch: str, pretrained: str) -> None:
         backbone.load_state_dict(state)
     except Exception as error:  # no network, a wrong hash, weights of another network: all have the same remedy
         folder, reason = os.path.join(torch.hub.get_dir(), "checkpoints"), str(error).splitlines()[0][:200]
-        raise OSError(
-            f"--pretrained {pretrained} cannot be loaded ({reason}): give none, a file of {arch} weights, or put "
-            f"torchvision's IMAGENET1K_V1 file into {folder}"
-        ) from error
+        raise OSError(f"--pretrained {pretrained} cannot be loaded ({reason}): give none, a file of {arch} weights, or "
+                      f"put torchvision's IMAGENET1K_V1 file into {folder}") from error  # fmt: skip
 
 
 def network_of(checkpoint: dict, path: str, drop: float | None = None) -> EmbedNet:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import utils
 from data_loader import array_files, batches_of, read_images
-from data_manager import DATASETS, Split, relabel, sysu_train
+from data_manager import DATASETS, Split, check_counts, joined, relabel, sysu_train
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def main() -> None:
     size, arrays = (args.img_h, args.img_w), {modality: array_files(args.data_path, modality) for modality in splits}
     for modality, split in splits.items():
         log.info("%s: %d images of %d persons", modality, len(split.paths), len(np.unique(split.pids)))
+    check_counts(joined(*splits.values()), DATASETS["sysu"], "train")
     if not args.force and all(match(*arrays[modality], split, size) for modality, split in splits.items()):
         log.info("the arrays are there and match: nothing to do (--force makes them again)")
         return

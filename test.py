@@ -6,7 +6,7 @@
 
 Each image is embedded once, whatever the number of trials and protocols. The shape of the network and the size of
 images are read from the checkpoint. --log_path gets test_<name>.log, and test_<name>.json with every trial's scores.
-The rows "chance" are random rankings of the same lists. Flags that only train.py needs are accepted and ignored.
+The rows "chance" are random rankings of the same lists. The published training flags are accepted and ignored.
 
 SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does, or are those of the official
 evaluation (--gallery official), which compares Euclidean distances (--distance euclidean). Features can be kept
@@ -138,7 +138,8 @@ def main() -> None:
     args = parse_args()
     options = ["flip"] * args.flip + utils.scoring_options(args)
     dataset = DATASETS[args.dataset]
-    name = os.path.basename(args.resume).removesuffix(".t") or f"untrained_{os.path.basename(args.pretrained)}"
+    untrained = f"untrained_{os.path.basename(args.pretrained or '')}"
+    name = os.path.basename(args.resume).removesuffix(".t") if args.resume else untrained
     what = [f"trial-{args.trial}"] * dataset.trial_trains + dataset.values(vars(args))
     what += [args.features] * (args.features != "both") + options
     output = os.path.join(args.log_path, f"test_{name}_{'-'.join(what)}")

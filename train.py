@@ -4,9 +4,8 @@
     python train.py --dataset sysu  --lr 0.008  --drop 0.0 --trial 1 --gpu 0 --epochs 60 --w_hc 0.6  --per_img 8
     python train.py --dataset regdb --lr 0.0098 --drop 0.0 --trial 1 --gpu 0 --epochs 80 --w_hc 0.58 --per_img 8
 
-Every second epoch is tested. --model_path gets <run>_last.t, <run>_best.t (best rank-1 of the fc features, selected on
-test data) and <run>_epoch_<n>.t; --log_path gets <run>.log and <run>/metrics.jsonl, a line per epoch. The same command
-with --resume last goes on where the run stopped.
+Every second epoch is tested. --model_path gets <run>_last.t, <run>_best.t (best fc rank-1, selected on test data) and
+<run>_epoch_<n>.t; --log_path gets <run>.log and <run>/metrics.jsonl. --resume last goes on where the run stopped.
 """
 
 import argparse
@@ -27,9 +26,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import data_loader
-import data_manager
 import utils
-from data_manager import DATASETS, Search, Split
+from data_manager import DATASETS, Search, Split, restrict
 from eval_metrics import Counts, Distances, Scores, extract_features, score_search
 from loss import Term, loss_terms, total
 from model import BACKBONES, EmbedNet, network_of, to_device
@@ -65,7 +63,7 @@ def build_parser() -> utils.Parser:
     place("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
     place("--test-only", action="store_true", help="score the --resume checkpoint and stop")
     place("--cache", choices=["auto", "device", "host"], default="auto", help="where images are kept (%(default)s)")
-    place("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write its scalars, too (yes)")
+    place("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard scalars (yes)")
     return parser
 
 
@@ -117,7 +115,7 @@ def train_step(
     amp: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One update of the network. The program does not wait for the device.
+    """One update of the network, without a GPU sync.
 
     Args:
         batch: (visible, thermal, visible_labels, thermal_labels) as `data_loader.TrainBatches` yields them.
@@ -126,8 +124,7 @@ def train_step(
         scaler: of the gradients, which torch.float16 needs.
 
     Returns:
-        The losses by name, (stripes,) each, and the share of right classifications. If they are not finite, neither
-        are the network's weights any more (but a scaler skips such a step).
+        The losses by name, (stripes,) each, and the share of right classifications.
     """
     visible, thermal, *labels = batch
     with torch.autocast(visible.device.type, amp, enabled=amp is not None):
@@ -250,7 +247,7 @@ class Run:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
 
     def means(self) -> dict[str, float]:
-        """Over the steps so far: the loss per stripe, its terms, the accuracy. FloatingPointError: it is not finite."""
+        """Over the steps so far: loss per stripe, its terms, accuracy. FloatingPointError: one is not finite."""
         means = dict(zip(self.summed, (self.sums / self.step).tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
             place = f"epoch {self.epoch + 1}, step {self.step}"
@@ -287,7 +284,6 @@ class Run:
             if self.cmc[0] > self.best["rank1"]:
                 self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": epoch}
                 kinds.append("best")
-                log.info("the best rank-1 so far: saved as %s, which is selected on test data", self.file("best"))
         self.epoch, self.step = epoch, 0
         self.sums.zero_()
         self.metrics.append(line)
@@ -306,8 +302,6 @@ class Run:
 
     def save(self, *kinds: str) -> None:
         """Write <run>_<kind>.t, "last" at the end, then metrics.jsonl. FloatingPointError: the network is broken."""
-        if self.step:
-            self.means()
         if not torch.stack([value.isfinite().all() for value in self.net.state_dict().values()]).all():
             raise FloatingPointError(f"a weight is not finite in epoch {self.epoch + 1}; a lower --lr may help")
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -333,6 +327,8 @@ class Run:
         path, persons = self.args.resume, state["config"]["n_class"]
         if persons != self.config["n_class"]:
             raise ValueError(f"{path} was trained on {persons} persons, but --data_path has {self.config['n_class']}")
+        if state["config"]["drop"] is None and not self.args.drop:
+            raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
         try:
             for name in self.PROGRESS:
                 setattr(self, name, state.get(name, getattr(self, name)))
@@ -368,7 +364,7 @@ def list_test(args: argparse.Namespace) -> tuple[Split, Search]:
     """The test that runs during training: one draw, single-shot (FIDELITY 23), or RegDB's visible to thermal."""
     dataset = DATASETS[args.dataset]
     listed = dataset.list_test(args.data_path, vars(args), args.trial, dataset.trials[:1])
-    images, (search,) = data_manager.restrict(*listed)
+    images, (search,) = restrict(*listed)
     counts = Counts.of(search, images, dataset)
     log.info("test: %s", counts)
     if counts.without_match == counts.queries:  # better known now than after some epochs
@@ -383,7 +379,7 @@ def goes_on(args: argparse.Namespace, name: str) -> bool:
         args.resume = last if os.path.exists(last) else ""
         log.info("%s: %s", last, "going on with it" if args.resume else "not there yet, starting from the beginning")
     there = [file for file in (last, metrics) if os.path.exists(file)]
-    if there and not args.resume:
+    if there and not os.path.basename(args.resume).startswith(name):
         raise ValueError(f"{there[0]} is there already: go on with that run (--resume last), give another --method "
                          "(or --model_path and --log_path), or remove it")  # fmt: skip
     return bool(args.resume)

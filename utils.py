@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
                 setattr(found, name, default)
         for name, value in vars(found).items():
             if isinstance(value, (int, float)) and value < 0:
-                self.error(f"--{name} {value}: give a number from 0 on")
+                self.error(f"--{name} {value} must not be negative")
         return found, rest
 
     def error(self, message: str) -> NoReturn:
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
 def by_dataset(name: str) -> str:
     """The defaults of a flag, in words."""
-    return ", ".join(f"{dataset.title} {dataset.defaults[name]}" for dataset in DATASETS.values())
+    return ", ".join(f"{d.title} {d.defaults[name]}" for d in DATASETS.values() if name in d.defaults)
 
 
 def add_data_flags(parser: Parser) -> None:
@@ -151,8 +151,8 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-class Stopped(Exception):
-    """SIGINT, SIGTERM or SIGHUP has come."""
+class Stopped(BaseException):
+    """SIGINT, SIGTERM or SIGHUP has come; no `except Exception` takes it for damage."""
 
 
 @contextlib.contextmanager
@@ -171,8 +171,7 @@ def stop_signals() -> Iterator[SimpleNamespace]:
             raise Stopped
 
     numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}  # Windows has no SIGHUP
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores it
-    before = {number: signal.signal(number, note) for number in heeded}
+    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
     try:
         yield stop
     finally:
@@ -228,9 +227,8 @@ def select_device(gpu: int) -> torch.device:
 def seed_everything(seed: int, deterministic: bool = True, tf32: bool = False) -> None:
     """Seed every generator; ask for the same result each time and for full fp32, unless told otherwise (FIDELITY 9)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(seed)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads such memory
     torch.backends.cudnn.benchmark = not deterministic
@@ -295,7 +293,7 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
         # torch.nn.DataParallel, with which some people ran the published code, puts "module." before each name.
         net = state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
         has_drop = "classifier1.classifier.2.weight" in net  # a Dropout moves the Linear's index from 1 to 2
-        n_class, low_dim = net[f"classifier1.classifier.{1 + has_drop}.weight"].shape
+        n_class, low_dim = net.get(f"classifier1.classifier.{1 + has_drop}.weight", torch.empty(0, 0)).shape
         arch = "resnet50" if "visible_net.visible.layer1.0.conv3.weight" in net else "resnet18"
         found = {"arch": arch, "low_dim": low_dim, "drop": None if has_drop else 0.0, "n_class": n_class}
         state["config"] = found | state.get("config", {})
@@ -312,9 +310,7 @@ def find_checkpoint(resume: str, model_path: str) -> str:
     for path in (os.path.join(model_path, resume), resume):
         if os.path.isfile(path):
             return path
-    raise FileNotFoundError(
-        f"--resume {resume}: no such checkpoint, neither in --model_path {model_path} nor as a path"
-    )
+    raise FileNotFoundError(f"--resume {resume}: no such checkpoint, in --model_path {model_path} or as a path")
 
 
 def open_checkpoint(args: argparse.Namespace, flags: Iterable[str]) -> tuple[dict, str]:
@@ -333,10 +329,7 @@ def open_checkpoint(args: argparse.Namespace, flags: Iterable[str]) -> tuple[dic
 
 
 def write_results(results, networks: list[dict], options: list[str], args: argparse.Namespace, path: str) -> None:
-    """Log `eval_metrics.Results` as a table, and write all of it to ``path``, a JSON file.
-
-    ``networks`` says where the features come from, a dict for each; ``options`` what else must be known to compare.
-    """
+    """Log `eval_metrics.Results` as a table; write it and what the features come from to ``path``, a JSON file."""
     log.info("\n%s%s", results.table(), f"; options: {', '.join(options)}" if options else "")
     low = results.near_chance()
     if low and not getattr(args, "pretrained", None):  # an untrained network was not asked for

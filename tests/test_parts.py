@@ -114,6 +114,12 @@ def test_reading_images(workers, tmp_path):
             [*ImageBatches(split, (12, 6), 2, workers, CPU)]
 
 
+@pytest.mark.parametrize(("mode", "name"), [("L", "a.bmp"), ("P", "b.png"), ("RGBA", "c.png"), ("CMYK", "d.jpg")])
+def test_images_of_any_mode_are_read_as_rgb(tmp_path, mode, name):
+    Image.new(mode, (20, 40)).save(tmp_path / name)
+    assert data_loader.read_image(str(tmp_path / name), (96, 32)).shape == (96, 32, 3)
+
+
 def reference_transform(image: np.ndarray, flip: bool) -> torch.Tensor:
     """One (h, w, 3) image through torchvision: [0, 1], mirror, ImageNet mean and standard deviation."""
     steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.RandomHorizontalFlip(float(flip))]

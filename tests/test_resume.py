@@ -148,12 +148,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(training, capsys, tmp_path, eve
 
 def test_a_killed_preprocessing_loses_nothing(tmp_path):
     make_sysu(tmp_path / "tree", ids=5, images=2)
-    assert len(kill_preprocessing(tmp_path / "runs", tmp_path / "tree", 2, random.Random(1))) == 2
+    assert len(kill_preprocessing(tmp_path / "runs", tmp_path / "tree", 1, random.Random(1))) == 1
 
 
 def test_a_killed_training_loses_nothing(noise_tree, tmp_path):
-    kills = kill_training(tmp_path / "runs", noise_tree, 2, random.Random(1))
-    assert len(kills) == 2 and any("wrote" in how for how in kills)
+    assert len(kill_training(tmp_path / "runs", noise_tree, 1, random.Random(1))) == 1
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

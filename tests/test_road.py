@@ -128,7 +128,7 @@ def test_periodic_checkpoints_and_the_schedule(output, noise_tree, tmp_path):
     net, rates = EmbedNet(4, low_dim=16, arch="resnet18", pretrained="none").state_dict(), []
     for start, end in ((8, 9), (11, 12), (29, 30)):
         utils.save_checkpoint(str(tmp_path / "start.t"), {"net": net, "epoch": start, "cmc": [1.0] * 20, "mAP": 1.0})
-        rates += re.findall(r"lr ([\d.e-]+)", output("train.py", *flags, "--epochs", end))
+        rates += re.findall(r"lr ([\d.e-]+)", output("train.py", *flags, "--method", f"from{start}", "--epochs", end))
     assert sorted(re.findall(r"epoch_(\d+)\.t", " ".join(os.listdir(tmp_path)))) == ["12", "30"]
     assert [*map(float, rates)] == [0.008, 0.008, 0.0008]
 

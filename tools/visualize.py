@@ -174,7 +174,7 @@ def read_features(path: str, dataset: Dataset, kind: str) -> Features:
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
-def wrap(text: str, width: int = 72) -> str:
+def wrap(text: str, width: int = 90) -> str:
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
