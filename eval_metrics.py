@@ -208,8 +208,7 @@ def rerank(
     rows = max(64, BLOCK // n)
     for start in range(0, n, rows):
         block = (plain[start : start + rows] + (kind == "cosine")).clip(min=0)  # 1 - cosine, half the squared distance
-        tiny = np.finfo(block.dtype).tiny
-        distances[start : start + rows] = block / np.maximum(block.max(axis=1, keepdims=True), tiny)
+        distances[start : start + rows] = block / np.maximum(block.max(axis=1, keepdims=True), 1e-30)
         near = np.sort(np.argpartition(block, k1, axis=1)[:, : k1 + 1], axis=1)
         order = np.argsort(np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
         nearest.append(np.take_along_axis(near, order, axis=1))

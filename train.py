@@ -33,6 +33,7 @@ from loss import Term, loss_terms, total
 from model import BACKBONES, EmbedNet, network_of, to_device
 
 LOG_EVERY = 50  # steps
+PROGRESS = ("epoch", "step", "cmc", "mAP", "best", "metrics")  # of a run, as its checkpoints keep it
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
@@ -226,8 +227,6 @@ def main() -> None:
 class Run:
     """A training under way: all that a checkpoint holds of it, and the files that it leaves."""
 
-    PROGRESS = ("epoch", "step", "cmc", "mAP", "best", "metrics")
-
     def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
         self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
         self.fast_net = torch.compile(net) if args.compile else net
@@ -307,7 +306,7 @@ class Run:
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {
             "net": self.net.state_dict(),
-            **{name: getattr(self, name) for name in self.PROGRESS},
+            **{name: getattr(self, name) for name in PROGRESS},
             "sums": self.sums,
             "config": self.config,
             "optimizer": self.optimizer.state_dict(),
@@ -330,7 +329,7 @@ class Run:
         if state["config"]["drop"] is None and not self.args.drop:
             raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
         try:
-            for name in self.PROGRESS:
+            for name in PROGRESS:
                 setattr(self, name, state.get(name, getattr(self, name)))
             if "optimizer" not in state:
                 log.warning("%s holds no optimizer state, as published ones do not: momentum starts at zero", path)

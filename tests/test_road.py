@@ -99,6 +99,12 @@ def test_going_on_from_a_published_checkpoint(output, sysu_tree, tmp_path):
     assert state["epoch"] == 8 and state["best"]["rank1"] >= 0.1
 
 
+def test_a_published_checkpoint_does_not_tell_its_rate_of_dropout(bad, sysu_tree, tmp_path):
+    net = EmbedNet(10, low_dim=16, drop=0.3, arch="resnet18", pretrained="none")
+    torch.save({"net": net.state_dict(), "epoch": 7}, tmp_path / "old.t")
+    assert "--drop" in bad("train.py", *TINY, *TINY_BATCH, *places(sysu_tree, tmp_path), "--resume", "old.t")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
