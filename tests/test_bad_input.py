@@ -61,7 +61,7 @@ TESTING = [  # BEST is a checkpoint
     ("", "--resume --pretrained"),
     ("--resume missing.t", "--resume missing.t"),
     ("--resume README.md", "README.md checkpoint"),
-    ("--resume BEST --arch resnet50", "--arch resnet18 --arch resnet50"),
+    ("--resume BEST --arch resnet50", "--arch tiny --arch resnet50"),
     ("--resume BEST --low-dim 512", "--low_dim 16 --low_dim 512"),
     ("--resume BEST --drop 0", "--drop 0.3 --drop 0.0"),
     ("--resume BEST --img_h 128", "--img_h 96 --img_h 128"),

@@ -141,10 +141,10 @@ def test_ranked_lists_frame_hits_and_leave_out_what_is_hidden(sysu_tree):
 
 def test_attention_is_the_part_of_each_place_in_its_stripe(sysu_run):
     path, tree = str(sysu_run["models"] / f"{RUN}_last.t"), str(sysu_run["data"])
-    net, image = network_of(load_checkpoint(path), path).eval(), read_image(sysu_test(tree).paths[0], (96, 32))
+    net, image = network_of(load_checkpoint(path), path).eval(), read_image(sysu_test(tree).paths[0], (96, 64))
     parts, bounds = visualize.stripe_parts(net, "visible", image)
-    assert parts.shape == (6, 2) and bounds == [i / 6 for i in range(6)]
-    np.testing.assert_allclose(np.sort(parts), [[0, 1]] * 6, atol=1e-6)  # the least and the most of each stripe
+    assert parts.shape == (6, 4) and bounds == [i / 6 for i in range(6)]
+    assert {*parts.min(1)} == {0} and parts.max(1) == pytest.approx(1)  # the least and the most of each stripe
     assert not np.array_equal(parts, visualize.stripe_parts(net, "thermal", image)[0])  # of another backbone
     figure = visualize.attention(path, SYSU, tree, persons=2)
     shown = [axis for axis in figure.axes if axis.images]
