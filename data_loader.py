@@ -78,18 +78,19 @@ def _ignore_interrupts(worker: int) -> None:
 class ImageBatches:
     """Test images as batches (modality, rows, images), first all thermal ones, then all visible ones.
 
-    ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``.
+    ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``. With a
+    ``share`` (rank, processes) they are those of one process; ``rows`` of the whole are all places of its images.
     """
 
-    def __init__(
-        self, split: data_manager.Split, size: tuple[int, int], batch_size: int, workers: int, device: torch.device
-    ):
+    def __init__(self, split: data_manager.Split, size: tuple, batch_size: int, workers: int, device, share=(0, 1)):
         self.split, self.size, self.workers, self.device = split, size, workers, device
+        sides = [(name, np.flatnonzero(own)) for name, own in (("thermal", split.thermal), ("visible", ~split.thermal))]
+        sides = [(name, places[share[0] :: share[1]]) for name, places in sides]
+        self.rows = np.concatenate([places for _, places in sides])
         self.batches = [
-            (modality, rows[start : start + batch_size])
-            for modality, own in (("thermal", split.thermal), ("visible", ~split.thermal))
-            for rows in [np.flatnonzero(own)]
-            for start in range(0, len(rows), batch_size)
+            (name, places[start : start + batch_size])
+            for name, places in sides
+            for start in range(0, len(places), batch_size)
         ]
 
     def __len__(self) -> int:
@@ -211,9 +212,18 @@ class TrainBatches:
         size: (height, width) that images are scaled to, where they have another size.
         cache: "device" puts all images there, once; "host" gathers each batch from ``data``, ahead of its use; "auto"
             takes the device if that is a GPU and the images fill at most a quarter of its free memory.
+        share: (rank, processes): this process has so many of a batch's persons, in both modalities (FIDELITY 10).
+
+    ValueError: the processes cannot have equally many persons.
     """
 
-    def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple, device: torch.device, cache="auto"):
+    def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple, device, cache="auto", share=(0, 1)):
+        persons, (rank, processes) = sampler.batch_size // sampler.per_img, share
+        if persons % processes:
+            numbers = [str(n) for n in range(1, persons + 1) if persons % n == 0]
+            raise ValueError(f"{processes} processes cannot share the {persons} persons of a batch (--batch-size / "
+                             f"--per_img) equally: start {', '.join(numbers)}")  # fmt: skip
+        self.own = slice(rank * sampler.batch_size // processes, (rank + 1) * sampler.batch_size // processes)
         self.sampler, self.size, self.device = sampler, size, device
         self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
         needed = sum(images.nbytes for images in self.images)
@@ -226,13 +236,13 @@ class TrainBatches:
             self.images = [self._on_device(images) for images in self.images]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield (visible, thermal, visible_labels, thermal_labels): (batch_size, 3, height, width), (batch_size,).
+        """Yield (visible, thermal, visible_labels, thermal_labels): (n, 3, height, width) and (n,).
 
-        The first ``start`` batches are left out.
+        The first ``start`` batches are left out; n is batch_size / processes.
         """
         plan = np.stack(self.sampler.epoch(epoch))  # (2, steps, batch_size)
         flips = np.random.default_rng([self.sampler.seed, epoch]).random(plan.shape) < 0.5
-        plan, flips = plan[:, start:], torch.from_numpy(flips[:, start:]).to(self.device)
+        plan, flips = plan[:, start:, self.own], torch.from_numpy(flips[:, start:, self.own]).to(self.device)
         labels = [torch.from_numpy(own[rows]).to(self.device) for own, rows in zip(self.labels, plan, strict=True)]
         for step, images in enumerate(self.gather(plan)):
             visible, thermal = (to_input(x, self.size, flip[step]) for x, flip in zip(images, flips, strict=True))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +51,11 @@ class Term(NamedTuple):
     weight: float
     value: Callable[..., Tensor]  # (logits (S, N + M, classes), feats (S, N + M, dim), (N,) and (M,) labels) -> (S,)
     sums_persons: bool  # a sum over the persons of a batch, not a mean
+
+    def of(self, *batch: Tensor) -> Tensor:
+        """Its value on one process's persons; the mean over processes is that of the whole batch (FIDELITY 10)."""
+        shares = dist.get_world_size() if self.sums_persons and dist.is_initialized() else 1
+        return self.value(*batch) * shares
 
 
 def loss_terms(args) -> list[Term]:

@@ -105,12 +105,12 @@ def load_network(args: argparse.Namespace, trial: int | None) -> tuple[EmbedNet,
 
 
 def embed(net: EmbedNet, known: dict, args: argparse.Namespace, images: Split) -> dict[str, np.ndarray]:
-    """The kinds of features that --features asks for, (N, dim) each."""
-    device = next(net.parameters()).device
-    batches = data_loader.ImageBatches(images, (known["img_h"], known["img_w"]), args.test_batch, args.workers, device)
-    bar = tqdm(batches, f"embed {len(images.paths)} images", unit="batch", disable=None, leave=False)
+    """The kinds of features that --features asks for, (N, dim) each, all on process 0."""
+    size, device, share = (known["img_h"], known["img_w"]), next(net.parameters()).device, utils.share()
+    batches = data_loader.ImageBatches(images, size, args.test_batch, args.workers, device, share)
+    bar = tqdm(batches, f"embed {len(images.paths)} images", unit="batch", disable=share[0] > 0 or None, leave=False)
     kinds = KINDS if args.features == "both" else (args.features,)
-    return extract_features(net, bar, len(images.paths), kinds, args.flip)
+    return utils.gather_features(extract_features(net, bar, len(images.paths), kinds, args.flip), batches.rows)
 
 
 def save_features(path: str, images: Split, features: dict[str, np.ndarray], known: dict, root: str) -> None:
@@ -164,13 +164,16 @@ def main() -> None:
         net, known = load_network(args, trial)
         networks.append(known)
         features = embed(to_device(net, device), known, args, images)
+        if not features:
+            continue  # process 0 has them all
         for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
             results.add(search, images, features)
         if args.save_features:
             save_features(name_of(args.save_features, trial), images, features, known, args.data_path)
         if args.mat:
             write_mat(args.mat, images, features, dataset.official_persons)
-    utils.write_results(results, networks, options, args, f"{output}.json")
+    if utils.share()[0] == 0:
+        utils.write_results(results, networks, options, args, f"{output}.json")
 
 
 if __name__ == "__main__":

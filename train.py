@@ -10,6 +10,7 @@ Every second epoch is tested. --model_path gets <run>_last.t, <run>_best.t (best
 
 import argparse
 import contextlib
+import inspect
 import json
 import logging
 import math
@@ -17,11 +18,12 @@ import os
 import shlex
 import sys
 import time
-from importlib.util import find_spec
 
 import torch
+import torch.distributed as dist
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -55,6 +57,7 @@ def build_parser() -> utils.Parser:
     add("--seed", type=int, default=1, help="seed of everything random (%(default)s)")
     add("--amp", choices=[*AMP], default="off", help="precision of the network: faster, rounds more (%(default)s)")
     add("--tf32", action="store_true", help="use TF32 on a GPU: faster, rounds more")
+    add("--sync_bn", action=argparse.BooleanOptionalAction, default=True, help="several GPUs: exact statistics (yes)")
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     add("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="repeat exactly on a GPU (yes)")
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
@@ -131,7 +134,7 @@ def train_step(
     with torch.autocast(visible.device.type, amp, enabled=amp is not None):
         logits, feats = map(torch.stack, net(visible, thermal))  # (stripes, 2 batch_size, n_class or low_dim)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = {term.name: term.value(logits, feats, *labels) for term in terms}
+    losses = {term.name: term.of(logits, feats, *labels) for term in terms}
     loss = total(terms, losses).sum()  # over the stripes
     optimizer.zero_grad(set_to_none=True)
     scaler = scaler or torch.amp.GradScaler(enabled=False)
@@ -152,10 +155,11 @@ def train_epoch(run: "Run", batches: data_loader.TrainBatches, epoch: int) -> No
     run.net.train()
     first = run.step
     begin = looked = time.perf_counter()
-    bar = tqdm(batches.epoch(epoch, first), f"epoch {epoch}", steps, initial=first, disable=None, leave=False)
+    show = {"disable": run.rank > 0 or None, "leave": False}  # None: in a terminal
+    bar = tqdm(batches.epoch(epoch, first), f"epoch {epoch}", steps, initial=first, **show)
     for batch in bar:
         losses, accuracy = train_step(run.fast_net, run.optimizer, batch, run.terms, AMP[args.amp], run.scaler)
-        run.sums += torch.stack([*(value.mean() for value in losses.values()), accuracy])
+        run.sums += utils.mean(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
         run.step += 1
         a_line = run.step % LOG_EVERY == 0 or run.step == steps
         if a_line or time.perf_counter() > looked + 1:  # looking at the sums waits for the device
@@ -171,10 +175,10 @@ def train_epoch(run: "Run", batches: data_loader.TrainBatches, epoch: int) -> No
 
 
 def evaluate(net: EmbedNet, images: Split, search: Search, args: argparse.Namespace) -> dict[str, Scores]:
-    """Log and return the scores of the fc and the pool5 features: {"fc": Scores, "pool5": Scores}."""
-    device = next(net.parameters()).device
-    batches = data_loader.ImageBatches(images, (args.img_h, args.img_w), args.test_batch, args.workers, device)
-    features = extract_features(net, batches, len(images.paths))
+    """Log and return the scores of the fc and the pool5 features: {"fc": Scores, "pool5": Scores}, on process 0."""
+    size, device = (args.img_h, args.img_w), next(net.parameters()).device
+    batches = data_loader.ImageBatches(images, size, args.test_batch, args.workers, device, utils.share())
+    features = utils.gather_features(extract_features(net, batches, len(images.paths)), batches.rows)
     scores = {}
     for kind, values in features.items():
         distances = Distances(values[search.query], values[search.gallery])
@@ -187,8 +191,8 @@ def main() -> None:
     args, parser = parse_args(), build_parser()
     name, dataset, size = run_name(args), DATASETS[args.dataset], (args.img_h, args.img_w)
     utils.start_log(args, os.path.join(args.log_path, f"{name}.log"))
-    device = utils.select_device(args.gpu)
-    utils.seed_everything(args.seed, args.deterministic, args.tf32)
+    (rank, _), device = utils.share(), utils.select_device(args.gpu, args.batch_size // max(args.per_img, 1))
+    utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)
     images, search = list_test(args)
     if args.test_only:
         args.resume = f"{name}_last.t" if args.resume == "last" else args.resume
@@ -197,26 +201,27 @@ def main() -> None:
         return
     utils.make_folder(args.model_path, "--model_path")
     utils.make_folder(os.path.join(args.log_path, name), "--log_path")
-    with FileLock(os.path.join(args.model_path, f"{name}.lock"), timeout=0):
+    lock = FileLock(os.path.join(args.model_path, f"{name}.lock"), timeout=0)
+    with contextlib.nullcontext() if rank else lock:
         data = data_loader.load_training_set(dataset, args.data_path, args.trial, size, args.workers)
         log.info("train: %d persons, images %s and %s", data.n_class, data.visible.shape, data.thermal.shape)
         labels = data.visible_labels, data.thermal_labels
         sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
-        batches = data_loader.TrainBatches(data, sampler, size, device, args.cache)
-        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if goes_on(args, name) else (None, "")
+        batches = data_loader.TrainBatches(data, sampler, size, device, args.cache, utils.share())
+        args.n_class, decide = data.n_class, [*parser.deciding(), "n_class"]
+        checkpoint, path = utils.open_checkpoint(args, decide) if goes_on(args, name) else (None, "")
         if checkpoint:
             net = network_of(checkpoint, path, args.drop)
         else:
             net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
-        run = Run(name, args, to_device(net, device), data.n_class)
+        run = Run(name, args, to_device(net, device), decide)
         if checkpoint:
             run.restore(checkpoint)
         with logging_redirect_tqdm(), run.stoppable():
             for epoch in range(run.epoch + 1, args.epochs + 1):
                 train_epoch(run, batches, epoch)
-                run.stop.at_once = True  # a test changes nothing
-                scores = evaluate(net, images, search, args) if epoch > 0 and epoch % 2 == 0 else {}
-                run.stop.at_once = False
+                with run.testing():
+                    scores = evaluate(net, images, search, args) if epoch > 0 and epoch % 2 == 0 else {}
                 run.finish_epoch(scores)
         run.end()
 
@@ -227,13 +232,13 @@ def main() -> None:
 class Run:
     """A training under way: all that a checkpoint holds of it, and the files that it leaves."""
 
-    def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
+    def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, decide: list[str]):
         self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
-        self.fast_net = torch.compile(net) if args.compile else net
+        self.rank = utils.share()[0]  # process 0 alone writes
+        self.fast_net = fast(net, args)
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
         self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
-        self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()}
-        self.config["n_class"] = n_class
+        self.config = {flag: getattr(args, flag) for flag in decide}
         self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
         self.summed = [*(term.name for term in self.terms), "accuracy"]
         self.sums = torch.zeros(len(self.summed), dtype=torch.float64, device=self.device)  # of these, over the steps
@@ -260,16 +265,38 @@ class Run:
             try:
                 yield
             except utils.Stopped:
-                self.save("last")
                 log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
-                sys.exit(self.stop.status)
+                sys.exit(self.stop.status or 143)
+
+    @contextlib.contextmanager
+    def testing(self):
+        """While a test runs, which changes nothing, a signal saves <run>_last.t and ends the program at once."""
+        self.collect()
+        try:
+            self.stop.at_once = True
+            if self.stop.status:
+                raise utils.Stopped
+            yield
+            self.stop.at_once = False
+        except utils.Stopped:  # each process by itself
+            self.save("last")
+            raise
+
+    def collect(self) -> None:
+        """Bring together what the processes have of their own, before a test, or before process 0 saves."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        self.rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
+        for buffer in self.net.buffers() if dist.is_initialized() else ():
+            dist.broadcast(buffer, 0)  # of process 0; --no-sync_bn lets them differ
 
     def after_step(self) -> None:
-        """Stop, or save within the epoch, if that is asked for."""
-        if self.stop.status:
-            raise utils.Stopped
-        if self.args.save_every_steps and self.step % self.args.save_every_steps == 0:
+        """Stop, or save within the epoch, if that is asked for: all processes after the same step."""
+        stop = utils.mean(torch.tensor(float(self.stop.status))) > 0  # a signal to one of them is for all
+        if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
+            self.collect()
             self.save("last")
+        if stop:
+            raise utils.Stopped
 
     def finish_epoch(self, scores: dict[str, Scores]) -> None:
         """Record what came of the epoch, and of its test if there was one, and save."""
@@ -291,7 +318,7 @@ class Run:
 
     def show(self, line: dict[str, float]) -> None:
         """Hand an epoch's line of metrics to a logger. For another one than TensorBoard, this is the place."""
-        if self.args.tensorboard and find_spec("tensorboard"):
+        if not self.rank and self.args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self.board = self.board or SummaryWriter(os.path.dirname(self.metrics_file), purge_step=line["epoch"])
@@ -300,10 +327,11 @@ class Run:
             self.board.flush()
 
     def save(self, *kinds: str) -> None:
-        """Write <run>_<kind>.t, "last" at the end, then metrics.jsonl. FloatingPointError: the network is broken."""
+        """Write metrics.jsonl, then <run>_<kind>.t, "last" at the end. FloatingPointError: the network is broken."""
+        if self.rank:
+            return
         if not torch.stack([value.isfinite().all() for value in self.net.state_dict().values()]).all():
             raise FloatingPointError(f"a weight is not finite in epoch {self.epoch + 1}; a lower --lr may help")
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {
             "net": self.net.state_dict(),
             **{name: getattr(self, name) for name in PROGRESS},
@@ -311,21 +339,16 @@ class Run:
             "config": self.config,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+            "rng": self.rng,
         }
-        for kind in kinds:
-            utils.save_checkpoint(self.file(kind), state)
-        self.write_metrics()
-
-    def write_metrics(self) -> None:
         with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.metrics)
+        for kind in kinds:
+            utils.save_checkpoint(self.file(kind), state)
 
     def restore(self, state: dict) -> None:
         """Go on exactly where a checkpoint was saved (FIDELITY 7); a published one gives weights, epoch and scores."""
-        path, persons = self.args.resume, state["config"]["n_class"]
-        if persons != self.config["n_class"]:
-            raise ValueError(f"{path} was trained on {persons} persons, but --data_path has {self.config['n_class']}")
+        path = self.args.resume
         if state["config"]["drop"] is None and not self.args.drop:
             raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
         try:
@@ -342,10 +365,11 @@ class Run:
             for parameter, own in self.optimizer.state.items():  # the fused update needs the weights' memory format
                 own.update({name: torch.empty_like(parameter).copy_(x) for name, x in own.items() if name != "step"})
             self.scaler.load_state_dict(state["scaler"] or {})
-            torch.set_rng_state(state["rng"]["torch"])
-            if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
-                torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
-            self.write_metrics()  # a kill may have come before
+            # One random state a process; the first versions had but one. Processes beyond them keep their own.
+            for own in (state["rng"] if isinstance(state["rng"], list) else [state["rng"]])[self.rank :][:1]:
+                torch.set_rng_state(own["torch"])
+                if self.device.type == "cuda" and own["cuda"] is not None:
+                    torch.cuda.set_rng_state(own["cuda"], self.device)
             best = f"{self.best['rank1']:.2%}"
             log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far {best}")
         except Exception as error:  # whatever the damage leads to
@@ -357,6 +381,21 @@ class Run:
         flags |= {**dict.fromkeys(DATASETS[self.args.dataset].search_flags, "both"), "resume": self.file("last")}
         words = [str(word) for flag, value in flags.items() if value for word in (f"--{flag}", value)]
         log.info("epoch %d was the last one; to score it: python test.py %s", self.epoch, shlex.join(words))
+
+
+def fast(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
+    """What trains ``net``: of several processes each averages gradients, and BatchNorm's sums (FIDELITY 10)."""
+    trained = net
+    if utils.share()[1] > 1:
+        # Rank 0's statistics must not replace the others' in each step; torch 2.14 has renamed what says so.
+        names = inspect.signature(DistributedDataParallel).parameters
+        options = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+        try:
+            trained = nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
+            trained = DistributedDataParallel(trained, **options)
+        except ValueError as error:
+            raise ValueError(f"{error}: give --no-sync_bn") from error
+    return torch.compile(trained) if args.compile else trained
 
 
 def list_test(args: argparse.Namespace) -> tuple[Split, Search]:

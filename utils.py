@@ -3,7 +3,6 @@
 import argparse
 import codecs
 import contextlib
-import errno
 import importlib.metadata
 import io
 import json
@@ -23,6 +22,7 @@ from typing import NoReturn
 import filelock
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from data_manager import DATASETS
 
@@ -133,20 +133,39 @@ def scoring_options(args: argparse.Namespace) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's ``main``. Wrong input, files or numbers are one line on stderr, with a traceback in the log."""
+    """Call a script's ``main``, in each process that torchrun started, if it did.
+
+    Wrong input, files or numbers are one line on stderr, with a traceback in the log.
+    """
     try:
+        if dist.is_torchelastic_launched():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except filelock.Timeout as error:
         fail(f"another process is writing these files (it holds {error.lock_file}): wait for it, or stop it")
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         script_log.debug("refused", exc_info=True)
         fail(str(error) or type(error).__name__)
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        script_log.debug("lost", exc_info=True)
+        fail(f"a process of this run was lost ({error}): --resume last goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit status 2. For scripts; functions raise."""
+    """End the program with one line on stderr and exit status 2. For scripts; functions raise.
+
+    Of several processes the first one to end says why: the others end for want of it.
+    """
+    if dist.is_torchelastic_launched():
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        if store.add(f"failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) > 1:
+            sys.exit(2)
     sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -159,12 +178,13 @@ class Stopped(BaseException):
 def stop_signals() -> Iterator[SimpleNamespace]:
     """Yield ``stop``: ``stop.status`` is an exit status once a signal has come; a second signal ends the program.
 
-    While ``stop.at_once`` is set the first one raises `Stopped` wherever the program is.
+    While ``stop.at_once`` is set the first one raises `Stopped` wherever the program is. Under torchrun, which repeats
+    signals, and kills after half a minute, a second one changes nothing.
     """
-    stop = SimpleNamespace(status=None, at_once=False)
+    stop = SimpleNamespace(status=0, at_once=False)
 
     def note(number: int, _) -> None:
-        if stop.status:
+        if stop.status and not dist.is_initialized():
             os._exit(128 + number)
         stop.status = 128 + number
         if stop.at_once:
@@ -177,6 +197,40 @@ def stop_signals() -> Iterator[SimpleNamespace]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# ---- the processes of a run: torchrun starts one for each GPU -------------------------------------------------------
+
+
+def share() -> tuple[int, int]:
+    """(rank, processes): which of the processes this is, and how many share the run: (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean of ``x`` over the processes, in place; a GPU does not wait for it."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
+
+
+def gather(value) -> list:
+    """On process 0, which alone writes files, each process's value, by rank; on the others []."""
+    rank, processes = share()
+    found = [] if rank else [value] * processes
+    if dist.is_initialized():
+        dist.gather_object(value, found or None)
+    return found
+
+
+def gather_features(features: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """On process 0 its arrays (N, dim), with the ``rows`` that each process has embedded; on the others {}."""
+    parts = gather((rows, {kind: values[rows] for kind, values in features.items()}))
+    for others, own in parts[1:]:
+        for kind, values in own.items():
+            features[kind][others] = values
+    return features if parts else {}
 
 
 # ---- logs, device and seeds -----------------------------------------------------------------------------------------
@@ -196,6 +250,8 @@ def start_log(args: argparse.Namespace, path: str | None = None) -> None:
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
+    if share()[0]:  # process 0 tells what all do
+        handlers = [logging.NullHandler()]
     logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     script_log.setLevel(logging.DEBUG)
@@ -211,15 +267,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **libraries, "commit": commit or "unknown"}
 
 
-def select_device(gpu: int) -> torch.device:
-    """The GPU of this number, else what there is; says which (FIDELITY 10: one GPU for now)."""
-    if not torch.cuda.is_available():
-        log.info("device: cpu (no GPU is available)")
+def select_device(gpu: int, persons: int = 0) -> torch.device:
+    """The GPU of this number, under torchrun each process's own, else the CPU; says which (FIDELITY 10).
+
+    Processes could share ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
+    """
+    (_, processes), count = share(), torch.cuda.device_count()
+    index = int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else gpu if gpu < count else 0
+    words = f", {processes} processes" * (processes > 1) + f", not --gpu {gpu}" * (gpu != index)
+    if not count:
+        log.info("device: cpu (no GPU is available)%s", words)
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    index = gpu if gpu < count else 0
-    words = f", one of {count}" * (count > 1) + f"; there is no GPU {gpu}" * (index != gpu)
+    if index >= count:
+        raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={count}")
     log.info("device: cuda:%d (%s)%s", index, torch.cuda.get_device_name(index), words)
+    usable = max(n for n in range(1, count + 1) if persons % n == 0)
+    if processes == 1 < usable:
+        log.info("%d GPUs are here: torchrun --nproc_per_node=%d %s uses %d", count, usable, sys.argv[0], usable)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -258,10 +322,8 @@ def whole_file(path: str) -> Iterator[str]:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"{path} cannot be written: the disk is full; what was there before is whole") from error
-        raise
+    except OSError as error:  # say, a full disk
+        raise OSError(f"{path} cannot be written ({error}); what was there before is whole") from error
     finally:
         with contextlib.suppress(OSError):  # gone if all went well
             os.remove(partial)

@@ -15,20 +15,15 @@ os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 import numpy as np
 import pytest
+import several  # noqa: F401  (the tiny backbone)
 import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from torch import nn
 
-from model import BACKBONES
 from tools.make_synthetic import make_regdb, make_sysu
 
 ROOT = Path(__file__).resolve().parent.parent
-# A backbone, a network and images small enough to train in a second, for what does not hang on the kind of network.
-BACKBONES["tiny"] = (
-    lambda: nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.AvgPool2d(8, ceil_mode=True)),
-    32,
-)
+# A network, of the backbone in several.py, and images small enough to train in a second.
 TINY = ["--arch", "tiny", "--img_h", "96", "--img_w", "32", "--low-dim", "16", "--pretrained", "none"]
 TINY_BATCH = ["--batch-size", "8", "--per_img", "4", "--workers", "0", "--no-tensorboard"]
 # The training of `sysu_run`: its flags and its name.

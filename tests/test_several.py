@@ -1,0 +1,196 @@
+"""Several processes train and score as one does (FIDELITY 10), on CPUs with gloo.
+
+What no test here can run, for want of GPUs: torch's SyncBatchNorm, NCCL, and fp16 with several processes.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, TINY_BATCH, run_here
+from several import in_processes
+
+import train
+import utils
+from data_loader import IdentitySampler, TrainBatches, TrainingSet
+from data_manager import sysu_test
+from loss import loss_terms
+from model import EmbedNet
+from tools.killtest import read_all, same
+
+
+def near(found, expected, tolerance: float, place: str = "") -> None:
+    """Numbers and tensors in two nested dicts and lists are the same up to ``tolerance``; all else is equal."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        for key in expected:
+            near(found[key], expected[key], tolerance, f"{place} {key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            near(*pair, tolerance, f"{place} {i}")
+    elif isinstance(expected, torch.Tensor | float):
+        values = [torch.as_tensor(x, dtype=torch.float64) for x in (found, expected)]
+        torch.testing.assert_close(*values, rtol=0, atol=tolerance, msg=lambda text: f"{place}: {text}")
+    else:
+        assert found == expected, place
+
+
+# ---- one step: losses, gradients, BatchNorm -------------------------------------------------------------------------
+
+
+def trajectory(arch: str, width: int, dist_type: str, margin: float) -> dict:
+    """Six steps in float64: the losses of each, the gradients of the last, and all that they have changed."""
+    torch.manual_seed(3)
+    rng, labels, cpu = np.random.default_rng(3), np.repeat(np.arange(6), 9), torch.device("cpu")
+    images = [rng.integers(0, 256, (54, 96, width, 3), np.uint8) for _ in range(2)]
+    sampler = IdentitySampler(labels, labels, 8, 2)  # four persons
+    batches = TrainBatches(TrainingSet(*images, labels, labels), sampler, (96, width), cpu, share=utils.share())
+    args = {"lr": 0.008, "optim": "sgd", "w_hc": 0.6, "thd": margin, "dist_type": dist_type}
+    args = SimpleNamespace(**args, sync_bn=True, compile=False)
+    net = EmbedNet(6, 32, arch=arch, pretrained="none").double().train()
+    fast, optimizer, terms = train.fast(net, args), train.build_optimizer(net, args), loss_terms(args)
+    found = {"losses": []}
+    for _, (visible, thermal, *labels) in zip(range(6), batches.epoch(0), strict=False):
+        losses, accuracy = train.train_step(fast, optimizer, (visible.double(), thermal.double(), *labels), terms)
+        found["losses"].append({name: utils.mean(x) for name, x in (losses | {"accuracy": accuracy}).items()})
+    found["gradients"] = {name: x.grad for name, x in net.named_parameters() if x.requires_grad}
+    found["momentum"] = {i: own["momentum_buffer"] for i, own in enumerate(optimizer.state.values())}
+    return found | {"net": net.state_dict()}
+
+
+def follow(expected: dict, *case) -> None:
+    near(trajectory(*case), expected, 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("arch", "width", "dist_type", "clips"),
+    [("resnet18", 16, "l2", False), *(("tiny", 32, kind, clips) for kind in ("l2", "l1", "cos") for clips in (0, 1))],
+)
+def test_processes_follow_one(arch, width, dist_type, clips, tmp_path):
+    margin, expected = 0.0, trajectory(arch, width, dist_type, 0.0)
+    if clips:
+        plain = expected["losses"][0]["HC"]
+        margin = float(plain.mean()) / 4  # the mean distance of the four persons
+        expected = trajectory(arch, width, dist_type, margin)
+        assert (expected["losses"][0]["HC"] > plain - 4 * margin + 1e-4).all()  # some persons' terms are clipped
+    for processes in (2, 4):
+        in_processes(processes, follow, expected, arch, width, dist_type, margin, folder=tmp_path)
+
+
+def test_persons_are_not_split():
+    labels = np.repeat(np.arange(6), 4)
+    data, sampler = TrainingSet(np.empty(0), np.empty(0), labels, labels), IdentitySampler(labels, labels, 12, 2)
+    with pytest.raises(ValueError, match=r"4 processes.* 6 persons.*start 1, 2, 3, 6"):
+        TrainBatches(data, sampler, (96, 32), torch.device("cpu"), share=(0, 4))
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flags(sysu_run) -> list:
+    return [*TINY, *TINY_BATCH, "--data_path", sysu_run["data"], "--epochs", 3, "--resume", "last"]
+
+
+def training(flags: list, out: Path, *more, stop_after: int = 0) -> None:
+    """train.py, stopped by a signal that reaches process 0 alone."""
+    real, steps = train.train_step, []
+
+    def step(*args):
+        done = real(*args)
+        steps.append(done)
+        if len(steps) == stop_after and utils.share()[0] == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", step)
+        patch.setattr(sys, "argv", ["train.py", *map(str, [*flags, "--model_path", out, "--log_path", out, *more])])
+        try:
+            utils.run(train.main)
+        except SystemExit as stopped:
+            assert stop_after and stopped.code == 143
+
+
+def test_a_run_is_that_of_one_process(flags, tmp_path):
+    """Begun by one process, carried on by two, ended by one; without dropout rounding is all that differs."""
+    flags = [*flags, "--lr", 0.001]  # rounding grows with it
+    one, several = tmp_path / "one", tmp_path / "several"
+    training(flags, one, "--epochs", 4)
+    training(flags, several, "--epochs", 0)
+    in_processes(2, training, flags, several, folder=tmp_path)
+    training(flags, several, "--epochs", 4)
+    found, expected = read_all(several), read_all(one)
+    for content in (*found.values(), *expected.values()):
+        for line in content if isinstance(content, list) else content["metrics"]:
+            for name in [name for name in line if name.startswith(("fc", "pool5"))]:
+                line[name] = None  # whether a tie is broken thus or so is no rounding
+        if isinstance(content, dict):
+            content["cmc"] = content["mAP"] = content["best"] = content["rng"] = None
+            content["optimizer"] = None  # a gradient jumps where ReLU has its kink
+    near(found, expected, 5e-4)
+    files = [{str(file.relative_to(out)) for file in out.rglob("*")} for out in (one, several)]
+    assert files[0] == files[1]
+    log = next(several.glob("*.log")).read_text()
+    assert "2 processes" in log and all(log.count(f"epoch   {epoch} step") == 1 for epoch in range(5))
+
+
+def test_without_synchronised_statistics(flags, tmp_path):
+    """Process 0's statistics are those that count: of its half of each batch."""
+    in_processes(2, training, [*flags, "--no-sync_bn"], tmp_path, folder=tmp_path)
+    (last,) = tmp_path.glob("*_syncbnFalse_*last.t")
+    assert utils.load_checkpoint(str(last))["epoch"] == 3
+
+
+# ---- torchrun -------------------------------------------------------------------------------------------------------
+
+
+def torchrun(*command, happens: str = "") -> subprocess.CompletedProcess:
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", ROOT / "tests/several.py", *command]
+    env = os.environ | ({"HAPPENS": happens} if happens else {})
+    return subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=120)
+
+
+def of_ours(done: subprocess.CompletedProcess) -> list[str]:
+    """The lines on stderr that are not torchrun's."""
+    return re.findall(r"^\S+\.py: error: .*", done.stderr, re.MULTILINE)
+
+
+def test_killed_and_stopped_runs_go_on(flags, tmp_path):
+    """Exactly, with as many processes; each has random states of its own, for dropout."""
+    flags = [*flags, "--drop", 0.3, "--save_every_steps", 2]
+    in_processes(2, training, flags, tmp_path / "whole", folder=tmp_path)
+    out = tmp_path / "out"
+    killed = torchrun("train.py", *flags, "--model_path", out, "--log_path", out, happens="4 kill")
+    assert killed.returncode and len(of_ours(killed)) == 1, killed.stderr
+    assert utils.load_checkpoint(str(next(out.glob("*_last.t"))))["step"] in (2, 4)
+    stopped = torchrun("train.py", *flags, "--model_path", out, "--log_path", out, happens="3 stop")
+    assert "stopped at epoch" in stopped.stdout and not of_ours(stopped), stopped.stderr
+    in_processes(2, training, flags, out, folder=tmp_path)
+    assert same(read_all(out), read_all(tmp_path / "whole"))
+
+
+def test_scoring_is_shared(sysu_run, tmp_path):
+    """One line tells of an image that one of the processes cannot read."""
+    tree, best = shutil.copytree(sysu_run["data"], tmp_path / "tree"), next(sysu_run["models"].glob("*_best.t"))
+    command = ["test.py", "--data_path", tree, "--workers", 0, "--test-batch", 4, "--resume", best, "--log_path"]
+    done = torchrun(*command, tmp_path / "several")
+    assert done.returncode == 0 and "arn" not in done.stderr, done.stderr
+    run_here(*command, tmp_path / "one")
+    found, expected = (json.loads(next((tmp_path / out).glob("*.json")).read_text()) for out in ("several", "one"))
+    near(found["results"], expected["results"], 1e-6)
+    second = sysu_test(str(tree)).take(np.flatnonzero(sysu_test(str(tree)).thermal)[1:2]).paths[0]
+    Path(second).write_bytes(b"damaged")
+    done = torchrun(*command, tmp_path / "damaged")
+    (line,) = of_ours(done)
+    assert done.returncode and Path(second).name in line and not [*(tmp_path / "damaged").glob("*.json")]
