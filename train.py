@@ -208,20 +208,23 @@ def main() -> None:
         labels = data.visible_labels, data.thermal_labels
         sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
         batches = data_loader.TrainBatches(data, sampler, size, device, args.cache, utils.share())
-        args.n_class, decide = data.n_class, [*parser.deciding(), "n_class"]
-        checkpoint, path = utils.open_checkpoint(args, decide) if goes_on(args, name) else (None, "")
+        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if goes_on(args, name) else (None, "")
         if checkpoint:
             net = network_of(checkpoint, path, args.drop)
         else:
             net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
-        run = Run(name, args, to_device(net, device), decide)
+        run = Run(name, args, to_device(net, device), data.n_class)
         if checkpoint:
             run.restore(checkpoint)
-        with logging_redirect_tqdm(), run.stoppable():
+        with logging_redirect_tqdm(), utils.stop_signals() as run.stop:
             for epoch in range(run.epoch + 1, args.epochs + 1):
                 train_epoch(run, batches, epoch)
-                with run.testing():
-                    scores = evaluate(net, images, search, args) if epoch > 0 and epoch % 2 == 0 else {}
+                scores = {}
+                if epoch > 0 and epoch % 2 == 0:
+                    run.save("last")
+                    run.stop.at_once = True  # a test changes nothing
+                    scores = evaluate(net, images, search, args)
+                    run.stop.at_once = False
                 run.finish_epoch(scores)
         run.end()
 
@@ -232,13 +235,13 @@ def main() -> None:
 class Run:
     """A training under way: all that a checkpoint holds of it, and the files that it leaves."""
 
-    def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, decide: list[str]):
+    def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
         self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
         self.rank = utils.share()[0]  # process 0 alone writes
-        self.fast_net = fast(net, args)
+        self.fast_net = torch.compile(shared(net, args)) if args.compile else shared(net, args)
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
         self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
-        self.config = {flag: getattr(args, flag) for flag in decide}
+        self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
         self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
         self.summed = [*(term.name for term in self.terms), "accuracy"]
         self.sums = torch.zeros(len(self.summed), dtype=torch.float64, device=self.device)  # of these, over the steps
@@ -258,45 +261,14 @@ class Run:
             raise FloatingPointError(f"{place}: the loss is not finite: {means}; a lower --lr or --w_hc may help")
         return {"loss": total(self.terms, means)} | means
 
-    @contextlib.contextmanager
-    def stoppable(self):
-        """SIGINT, SIGTERM and SIGHUP finish the step, save <run>_last.t and end the program."""
-        with utils.stop_signals() as self.stop:
-            try:
-                yield
-            except utils.Stopped:
-                log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
-                sys.exit(self.stop.status or 143)
-
-    @contextlib.contextmanager
-    def testing(self):
-        """While a test runs, which changes nothing, a signal saves <run>_last.t and ends the program at once."""
-        self.collect()
-        try:
-            self.stop.at_once = True
-            if self.stop.status:
-                raise utils.Stopped
-            yield
-            self.stop.at_once = False
-        except utils.Stopped:  # each process by itself
-            self.save("last")
-            raise
-
-    def collect(self) -> None:
-        """Bring together what the processes have of their own, before a test, or before process 0 saves."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        self.rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
-        for buffer in self.net.buffers() if dist.is_initialized() else ():
-            dist.broadcast(buffer, 0)  # of process 0; --no-sync_bn lets them differ
-
     def after_step(self) -> None:
-        """Stop, or save within the epoch, if that is asked for: all processes after the same step."""
-        stop = utils.mean(torch.tensor(float(self.stop.status))) > 0  # a signal to one of them is for all
+        """Save and stop, or save within the epoch, if that is asked for."""
+        stop = utils.mean(torch.tensor(float(self.stop.status))) > 0  # all processes stop after the same step
         if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
-            self.collect()
             self.save("last")
         if stop:
-            raise utils.Stopped
+            log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
+            sys.exit(self.stop.status or 143)
 
     def finish_epoch(self, scores: dict[str, Scores]) -> None:
         """Record what came of the epoch, and of its test if there was one, and save."""
@@ -328,6 +300,10 @@ class Run:
 
     def save(self, *kinds: str) -> None:
         """Write metrics.jsonl, then <run>_<kind>.t, "last" at the end. FloatingPointError: the network is broken."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})  # of each process
+        for buffer in self.net.buffers() if dist.is_initialized() else ():
+            dist.broadcast(buffer, 0)  # --no-sync_bn lets them differ
         if self.rank:
             return
         if not torch.stack([value.isfinite().all() for value in self.net.state_dict().values()]).all():
@@ -339,7 +315,7 @@ class Run:
             "config": self.config,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": self.rng,
+            "rng": rng,
         }
         with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.metrics)
@@ -348,7 +324,9 @@ class Run:
 
     def restore(self, state: dict) -> None:
         """Go on exactly where a checkpoint was saved (FIDELITY 7); a published one gives weights, epoch and scores."""
-        path = self.args.resume
+        path, persons = self.args.resume, state["config"]["n_class"]
+        if persons != self.config["n_class"]:
+            raise ValueError(f"{path} was trained on {persons} persons, but --data_path has {self.config['n_class']}")
         if state["config"]["drop"] is None and not self.args.drop:
             raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
         try:
@@ -383,19 +361,17 @@ class Run:
         log.info("epoch %d was the last one; to score it: python test.py %s", self.epoch, shlex.join(words))
 
 
-def fast(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
-    """What trains ``net``: of several processes each averages gradients, and BatchNorm's sums (FIDELITY 10)."""
-    trained = net
-    if utils.share()[1] > 1:
-        # Rank 0's statistics must not replace the others' in each step; torch 2.14 has renamed what says so.
-        names = inspect.signature(DistributedDataParallel).parameters
-        options = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-        try:
-            trained = nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
-            trained = DistributedDataParallel(trained, **options)
-        except ValueError as error:
-            raise ValueError(f"{error}: give --no-sync_bn") from error
-    return torch.compile(trained) if args.compile else trained
+def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
+    """Under torchrun: gradients are averaged over the processes, BatchNorm sees the whole batch (FIDELITY 10)."""
+    if not dist.is_initialized():
+        return net
+    # Process 0's BatchNorm buffers must not replace the others' in each step; torch 2.14 renamed what says so.
+    names = inspect.signature(DistributedDataParallel).parameters
+    keep = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    try:
+        return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net, **keep)
+    except ValueError as error:  # torch synchronises on GPUs alone
+        raise ValueError(f"{error}: give --no-sync_bn") from error
 
 
 def list_test(args: argparse.Namespace) -> tuple[Split, Search]:

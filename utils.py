@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import contextlib
+import errno
 import importlib.metadata
 import io
 import json
@@ -155,14 +156,15 @@ def run(main: Callable[[], None]) -> None:
         fail(f"a process of this run was lost ({error}): --resume last goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stopped:
+        if dist.is_initialized() and stopped.code != 2:  # all processes stop
+            dist.destroy_process_group()
+        raise
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit status 2. For scripts; functions raise.
-
-    Of several processes the first one to end says why: the others end for want of it.
-    """
-    if dist.is_torchelastic_launched():
+    """End the program with one line on stderr and exit status 2. For scripts; functions raise."""
+    if dist.is_torchelastic_launched():  # the first process to fail says why: the others fail for want of it
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         if store.add(f"failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) > 1:
             sys.exit(2)
@@ -170,25 +172,20 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-class Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP has come; no `except Exception` takes it for damage."""
-
-
 @contextlib.contextmanager
 def stop_signals() -> Iterator[SimpleNamespace]:
-    """Yield ``stop``: ``stop.status`` is an exit status once a signal has come; a second signal ends the program.
+    """Yield ``stop``: ``stop.status`` is an exit status once SIGINT, SIGTERM or SIGHUP has come.
 
-    While ``stop.at_once`` is set the first one raises `Stopped` wherever the program is. Under torchrun, which repeats
-    signals, and kills after half a minute, a second one changes nothing.
+    A second signal ends the program, and while ``stop.at_once`` is set the first one does. torchrun repeats signals,
+    and kills after half a minute: under it a second one changes nothing.
     """
     stop = SimpleNamespace(status=0, at_once=False)
 
     def note(number: int, _) -> None:
-        if stop.status and not dist.is_initialized():
-            os._exit(128 + number)
+        if stop.at_once or (stop.status and not dist.is_initialized()):
+            log.warning("stopped at once: --resume last goes on from the last checkpoint")
+            sys.exit(128 + number)
         stop.status = 128 + number
-        if stop.at_once:
-            raise Stopped
 
     numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}  # Windows has no SIGHUP
     before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
@@ -274,16 +271,17 @@ def select_device(gpu: int, persons: int = 0) -> torch.device:
     """
     (_, processes), count = share(), torch.cuda.device_count()
     index = int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else gpu if gpu < count else 0
-    words = f", {processes} processes" * (processes > 1) + f", not --gpu {gpu}" * (gpu != index)
+    words = f", the first of {processes} processes; --gpu is ignored" * dist.is_initialized()
     if not count:
         log.info("device: cpu (no GPU is available)%s", words)
         return torch.device("cpu")
+    words += f"; there is no GPU {gpu}" * (gpu >= count and not words)
     if index >= count:
         raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={count}")
     log.info("device: cuda:%d (%s)%s", index, torch.cuda.get_device_name(index), words)
     usable = max(n for n in range(1, count + 1) if persons % n == 0)
     if processes == 1 < usable:
-        log.info("%d GPUs are here: torchrun --nproc_per_node=%d %s uses %d", count, usable, sys.argv[0], usable)
+        log.info("%d of %d GPUs can share this: torchrun --nproc_per_node=%d %s", usable, count, usable, sys.argv[0])
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -322,8 +320,10 @@ def whole_file(path: str) -> Iterator[str]:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:  # say, a full disk
-        raise OSError(f"{path} cannot be written ({error}); what was there before is whole") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"{path} cannot be written: the disk is full; what was there before is whole") from error
+        raise
     finally:
         with contextlib.suppress(OSError):  # gone if all went well
             os.remove(partial)

@@ -3,7 +3,6 @@
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -40,21 +39,8 @@ def places(data: Path, out: Path) -> list:
     return ["--data_path", data, "--model_path", out, "--log_path", out]
 
 
-def run_script(script: str, *flags, cwd=ROOT) -> subprocess.CompletedProcess:
-    """Run a script, or a tool named like "-m tools.report", in a process of its own."""
-    command = script.split() if script.startswith("-m") else [str(ROOT / script)]
-    command = [sys.executable, *command, *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-
-
-def succeed(script: str, *flags, cwd=ROOT) -> str:
-    done = run_script(script, *flags, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def run_here(script: str, *flags) -> None:
-    """The same in this process, which saves the seconds that importing torch takes."""
+    """Run a script, or a tool named like "-m tools.report", in this process: importing torch takes seconds."""
     name, start = script, runpy.run_path
     if script.startswith("-m "):
         name, start = script.split(".")[-1] + ".py", runpy.run_module

@@ -267,9 +267,9 @@ def test_damaged_checkpoints_and_such_that_would_run_code(bad, sysu_tree, tmp_pa
 
 
 STATES = [
-    {"config": {"n_class": 4}},
+    {"config": {"n_class": 4, "drop": 0.3}},
     {"optimizer": {}},
-    {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}},
+    {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(5)}}}},
     {"rng": {"torch": torch.zeros(3), "cuda": None}},
     {"sums": torch.zeros(7)},
     {"step": "two"},
@@ -285,7 +285,7 @@ def test_training_states_that_do_not_hold_together(bad, sysu_run, monkeypatch, t
     state = utils.load_checkpoint(str(last))
     flags = [*map(str, [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--resume", last])]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    net = EmbedNet(10, 16, 0.3, "resnet18", pretrained="none")
+    net = EmbedNet(10, 16, 0.3, "tiny", pretrained="none")
     for change in STATES:
         with pytest.raises(ValueError, match=f"{RUN}_last.t"):
             train.Run(RUN, train.parse_args(), net, 10).restore(state | change)

@@ -355,7 +355,7 @@ def test_an_epoch_reads_nothing_from_the_device(monkeypatch):
     parts = {"optimizer": build_optimizer(net, ARGS), "terms": loss_terms(ARGS), "scaler": None}
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     run = SimpleNamespace(
-        args=ARGS, net=net, fast_net=net, **parts, sums=sums, step=0, means=dict, after_step=lambda: 0
+        args=ARGS, net=net, fast_net=net, **parts, sums=sums, step=0, rank=0, means=dict, after_step=lambda: 0
     )
     train_epoch(run, batches, 0)  # all but the look at the means, which is there once a second
     assert run.step == 3
@@ -383,10 +383,11 @@ def test_device(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H")
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    for count, device, said in ((0, "cpu", "no GPU"), (1, "cuda:0", "there is no GPU 1"), (2, "cuda:1", "one of 2")):
+    hint = "2 of 3 GPUs can share this: torchrun --nproc_per_node=2"  # of the four persons of a batch
+    for count, device, said in ((0, "cpu", "no GPU"), (1, "cuda:0", "there is no GPU 1"), (3, "cuda:1", hint)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        assert utils.select_device(1) == torch.device(device) and said in caplog.text
+        assert utils.select_device(1, 4) == torch.device(device) and said in caplog.text
 
 
 def published_file(net: EmbedNet, numpy_core: bytes, prefix: str) -> bytes:

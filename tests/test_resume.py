@@ -16,6 +16,7 @@ from filelock import FileLock
 
 import train
 import utils
+from tools import killtest
 from tools.killtest import SIZE, kill_preprocessing, kill_training, read_all, same
 from tools.make_synthetic import make_sysu
 
@@ -151,7 +152,8 @@ def test_a_killed_preprocessing_loses_nothing(tmp_path):
     assert len(kill_preprocessing(tmp_path / "runs", tmp_path / "tree", 1, random.Random(1))) == 1
 
 
-def test_a_killed_training_loses_nothing(noise_tree, tmp_path):
+def test_a_killed_training_loses_nothing(noise_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(killtest, "TRAIN", ["tests/several.py", *killtest.TRAIN, "--arch", "tiny"])
     assert len(kill_training(tmp_path / "runs", noise_tree, 1, random.Random(1))) == 1
 
 

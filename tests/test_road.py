@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RUN, RUN_FLAGS, TINY, TINY_BATCH, places, succeed
+from conftest import ROOT, RUN, RUN_FLAGS, TINY, TINY_BATCH, places
 
 import utils
 from model import EmbedNet
@@ -184,7 +184,9 @@ def test_the_published_training_is_the_default(values, monkeypatch):
 
 
 @pytest.mark.parametrize(("dataset", "more"), [("sysu", "--mode all --gall-mode single "), ("regdb", "")])
-def test_the_published_test_scores_a_published_checkpoint(dataset, more, sysu_tree, short_regdb, tmp_path):
+def test_the_published_test_scores_a_published_checkpoint(
+    output, dataset, more, sysu_tree, short_regdb, tmp_path, monkeypatch
+):
     """Verbatim, with data in its place, on a file with nothing but net, cmc, mAP and epoch."""
     (tmp_path / "data").mkdir()
     (tmp_path / "DIR").mkdir()
@@ -192,7 +194,8 @@ def test_the_published_test_scores_a_published_checkpoint(dataset, more, sysu_tr
     (tmp_path / "data/RegDB").symlink_to(short_regdb)
     net = EmbedNet(395, arch="resnet18", pretrained="none").state_dict()
     torch.save({"net": net, "cmc": np.ones(20), "mAP": np.float64(1), "epoch": 7}, tmp_path / "DIR/NAME")
-    out = succeed("test.py", *PUBLISHED["test.py"].format(dataset, more).split(), cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    out = output(str(ROOT / "test.py"), *PUBLISHED["test.py"].format(dataset, more).split())
     assert all(text in out for text in ("--lr, --w_hc", "ignored", "no GPU", "DIR/NAME, epoch 7"))
     (file,) = (tmp_path / "log").glob("*.json")
     network = json.loads(file.read_text())["networks"][0]

@@ -56,9 +56,9 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float) -> dict:
     sampler = IdentitySampler(labels, labels, 8, 2)  # four persons
     batches = TrainBatches(TrainingSet(*images, labels, labels), sampler, (96, width), cpu, share=utils.share())
     args = {"lr": 0.008, "optim": "sgd", "w_hc": 0.6, "thd": margin, "dist_type": dist_type}
-    args = SimpleNamespace(**args, sync_bn=True, compile=False)
+    args = SimpleNamespace(**args, sync_bn=True)
     net = EmbedNet(6, 32, arch=arch, pretrained="none").double().train()
-    fast, optimizer, terms = train.fast(net, args), train.build_optimizer(net, args), loss_terms(args)
+    fast, optimizer, terms = train.shared(net, args), train.build_optimizer(net, args), loss_terms(args)
     found = {"losses": []}
     for _, (visible, thermal, *labels) in zip(range(6), batches.epoch(0), strict=False):
         losses, accuracy = train.train_step(fast, optimizer, (visible.double(), thermal.double(), *labels), terms)
@@ -83,7 +83,7 @@ def test_processes_follow_one(arch, width, dist_type, clips, tmp_path):
         margin = float(plain.mean()) / 4  # the mean distance of the four persons
         expected = trajectory(arch, width, dist_type, margin)
         assert (expected["losses"][0]["HC"] > plain - 4 * margin + 1e-4).all()  # some persons' terms are clipped
-    for processes in (2, 4):
+    for processes in (2, 4) if arch == "tiny" else (2,):
         in_processes(processes, follow, expected, arch, width, dist_type, margin, folder=tmp_path)
 
 
@@ -176,6 +176,7 @@ def test_killed_and_stopped_runs_go_on(flags, tmp_path):
     assert utils.load_checkpoint(str(next(out.glob("*_last.t"))))["step"] in (2, 4)
     stopped = torchrun("train.py", *flags, "--model_path", out, "--log_path", out, happens="3 stop")
     assert "stopped at epoch" in stopped.stdout and not of_ours(stopped), stopped.stderr
+    assert not re.search("warn", killed.stderr + stopped.stderr, re.IGNORECASE), stopped.stderr
     in_processes(2, training, flags, out, folder=tmp_path)
     assert same(read_all(out), read_all(tmp_path / "whole"))
 
@@ -184,13 +185,13 @@ def test_scoring_is_shared(sysu_run, tmp_path):
     """One line tells of an image that one of the processes cannot read."""
     tree, best = shutil.copytree(sysu_run["data"], tmp_path / "tree"), next(sysu_run["models"].glob("*_best.t"))
     command = ["test.py", "--data_path", tree, "--workers", 0, "--test-batch", 4, "--resume", best, "--log_path"]
-    done = torchrun(*command, tmp_path / "several")
-    assert done.returncode == 0 and "arn" not in done.stderr, done.stderr
     run_here(*command, tmp_path / "one")
+    in_processes(2, run_here, *command, tmp_path / "several", folder=tmp_path)
     found, expected = (json.loads(next((tmp_path / out).glob("*.json")).read_text()) for out in ("several", "one"))
     near(found["results"], expected["results"], 1e-6)
-    second = sysu_test(str(tree)).take(np.flatnonzero(sysu_test(str(tree)).thermal)[1:2]).paths[0]
-    Path(second).write_bytes(b"damaged")
+    images = sysu_test(str(tree))
+    second = Path(images.paths[np.flatnonzero(images.thermal)[1]])  # process 1's first
+    second.write_bytes(b"damaged")
     done = torchrun(*command, tmp_path / "damaged")
     (line,) = of_ours(done)
-    assert done.returncode and Path(second).name in line and not [*(tmp_path / "damaged").glob("*.json")]
+    assert done.returncode and second.name in line and not [*(tmp_path / "damaged").glob("*.json")]

@@ -2,10 +2,12 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import files_of
 from PIL import Image
 
@@ -81,15 +83,18 @@ ROWS = {
     "evaluate": ["small", "30 x 20, from 128-dimensional features"],
     f"data {SIZE}": ["image by image, 0 workers", "ours, gathered on the host", "ours, from the host to the network"],
     TRAIN: ["the published way", "ours", "the bare network"],
+    f"scale {SIZE.removeprefix('--workers 0')} --warmup 0 --arch tiny --batch-size 32": ["no GPU", "strong", "weak"],
 }
 
 
-@pytest.mark.parametrize(("command", "rows"), ROWS.items(), ids=["evaluate", "data", "train"])
+@pytest.mark.parametrize(("command", "rows"), ROWS.items(), ids=["evaluate", "data", "train", "scale"])
 def test_benchmarks_run(monkeypatch, capsys, tmp_path, command, rows):
     """What they measure is for their reader; that they measure all of it is for us."""
     monkeypatch.setattr(benchmark, "SIZES", {"small": (30, 20, 5)})
     monkeypatch.setattr(benchmark, "LARGE", (30, 20, 5))
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    forked = partial(torch.multiprocessing.start_processes, start_method="fork")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
     monkeypatch.setattr("sys.argv", ["benchmark", *command.split()])
     monkeypatch.chdir(tmp_path)
     benchmark.main()

@@ -3,6 +3,7 @@
     python -m tools.benchmark evaluate      scoring at the datasets' sizes, beside a loop over queries and a bare sort
     python -m tools.benchmark data          batches of training images, beside an image at a time through torchvision
     python -m tools.benchmark train         training steps, beside the published way and the bare network
+    python -m tools.benchmark scale         training steps shared by 1, 2, 4, ... processes, one for each GPU
 
 Ratios are taken in one run; they mean more than the seconds.
 """
@@ -12,17 +13,21 @@ import collections
 import itertools
 import json
 import multiprocessing
+import os
 import platform
 import resource
+import tempfile
 import time
 import timeit
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
@@ -279,14 +284,74 @@ def benchmark_train(args: argparse.Namespace) -> None:
             json.dump(content, file, indent=1)
 
 
-BENCHMARKS = {"evaluate": benchmark_evaluate, "data": benchmark_data, "train": benchmark_train}
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def take_part(rank: int, processes: int, args: argparse.Namespace, batch: int, file: str) -> None:
+    """One of the processes that share a training with ``batch`` images a step; rank 0 writes the seconds of a step."""
+    os.environ["LOCAL_RANK"], on_gpu = str(rank), torch.cuda.is_available()
+    if processes > 1:
+        backend, place = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", {"rank": rank, "world_size": processes}
+        dist.init_process_group(backend, init_method=f"file://{file}.store", **place)
+    device = utils.select_device(args.gpu)
+    if not on_gpu:
+        torch.set_num_threads(max(1, os.cpu_count() // args.processes))
+    options = ["--batch-size", str(batch // 2), *["--amp", "bf16"] * args.bf16, *["--no-sync_bn"] * (not on_gpu)]
+    size, options = (args.img_h, args.img_w), train.build_parser().parse_args(options)
+    utils.seed_everything(1 + rank, options.deterministic)
+    data, sampler = noise(args.warmup + args.steps, batch // 2, size)
+    net = EmbedNet(PERSONS, arch=args.arch, pretrained="none")
+    run = train.Run("benchmark", options, to_device(net, device), PERSONS)
+    run.after_step = lambda: None  # which would save
+    batches = TrainBatches(data, sampler, size, device, share=utils.share())
+    watch, gather = Watch(args.warmup, args.steps, device), batches.gather
+    batches.gather = lambda plan: watch(gather(plan))
+    train.train_epoch(run, batches, 0)
+    if rank == 0:
+        Path(file).write_text(str(watch.seconds / args.steps))
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def seconds(processes: int, args: argparse.Namespace, batch: int) -> float:
+    """Of a step that so many processes share."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "seconds")
+        torch.multiprocessing.spawn(take_part, (processes, args, batch, file), processes)
+        return float(Path(file).read_text())
+
+
+def benchmark_scale(args: argparse.Namespace) -> None:
+    if not torch.cuda.is_available():
+        print("no GPU: processes that share the cores of one CPU; this shows that it works, and no gain\n")
+    heads, first = ("images/s", "to one", "not alone"), 0.0
+    print(f"{'':10s}{'processes':>10s}{'images':>8s}" + "".join(f"{head:>10s}" for head in heads))
+    for growth in ("strong", "weak"):  # one batch is shared; each process brings a batch
+        for processes in (n for n in (1, 2, 4, 8, 16) if n <= args.processes):
+            batch = args.batch_size * (processes if growth == "weak" else 1)
+            if batch // 2 // PER_IMG % processes:
+                continue  # persons are not split
+            took = seconds(processes, args, batch)
+            alone = took if processes == 1 else seconds(1, args, batch // processes)  # its own part, without the others
+            if processes == 1:
+                first = batch / took
+            figures = f"{batch / took:10.1f}{batch / took / first:9.2f}x{1 - alone / took:10.0%}"
+            print(f"{growth:10s}{processes:10d}{batch:8d}{figures}", flush=True)
+
+
+BENCHMARKS = {
+    "evaluate": benchmark_evaluate,
+    "data": benchmark_data,
+    "train": benchmark_train,
+    "scale": benchmark_scale,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser, on_gpu = utils.Parser(prog="python -m tools.benchmark", description=__doc__), torch.cuda.is_available()
     commands = parser.add_subparsers(dest="command", required=True)
-    _, data, steps = (commands.add_parser(name) for name in BENCHMARKS)
-    for add in (data.add_argument, steps.add_argument):
+    _, data, steps, scale = (commands.add_parser(name) for name in BENCHMARKS)
+    for add in (data.add_argument, steps.add_argument, scale.add_argument):
         add("--batch-size", type=int, default=64, help="images of both modalities (%(default)s)")
         add("--img_h", type=int, default=288, help="image height (%(default)s)")
         add("--img_w", type=int, default=144, help="image width (%(default)s)")
@@ -294,11 +359,15 @@ def build_parser() -> argparse.ArgumentParser:
     add = data.add_argument
     add("--steps", type=int, default=30, help="batches to time (%(default)s)")
     add("--workers", type=int, nargs="+", default=[0, 1, 2], help="of the loader of single images (0 1 2)")
+    for add in (steps.add_argument, scale.add_argument):
+        add("--steps", type=int, default=100 if on_gpu else 5, help="steps to time (%(default)s)")
+        add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
+        add("--arch", choices=[*BACKBONES], default="resnet50", help="both streams (%(default)s)")
+    most = torch.cuda.device_count() or 2
+    scale.add_argument("--processes", type=int, default=most, help="at most so many (%(default)s)")
+    scale.add_argument("--bf16", action="store_true", help="with --amp bf16")
     add = steps.add_argument
     add("--workers", type=int, default=4, help="of the published way's loader (%(default)s)")
-    add("--steps", type=int, default=100 if on_gpu else 5, help="steps to time (%(default)s)")
-    add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
-    add("--arch", choices=[*BACKBONES], default="resnet50", help="both streams (%(default)s)")
     add("--only", nargs="+", default=(), metavar="NAME", help="the rows whose names end so, like 'way' or 'bf16'")
     add("--json", help="file to write the results to")
     return parser
