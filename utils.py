@@ -359,7 +359,7 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
         arch = "resnet50" if "visible_net.visible.layer1.0.conv3.weight" in net else "resnet18"
         found = {"arch": arch, "low_dim": low_dim, "drop": None if has_drop else 0.0, "n_class": n_class}
         state["config"] = found | state.get("config", {})
-        json.dumps([state["config"], state.get("epoch")])  # they hold plain values alone
+        json.dumps([state["config"], state.get("epoch"), *state.get("metrics", ())])  # they hold plain values alone
         state["cmc"], state["mAP"] = [float(value) for value in state.get("cmc", ())], float(state.get("mAP", 0))
         return state
     except Exception as error:  # torch raises whatever the damage leads to

@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,11 +75,11 @@ class ExactBatchNorm(nn.modules.batchnorm._BatchNorm):
         return module
 
 
-def in_processes(k: int, function: Callable, *args, folder: Path) -> None:
-    """Call ``function(*args)`` in k forked processes that share a run; ``folder`` is for a file of theirs."""
-    torch.multiprocessing.start_processes(
-        _in_process, (k, str(folder / "store"), function, args), k, start_method="fork"
-    )
+def in_processes(k: int, function: Callable, *args) -> None:
+    """Call ``function(*args)`` in k forked processes that share a run."""
+    with tempfile.TemporaryDirectory() as folder:  # where they find each other
+        given = k, f"{folder}/store", function, args
+        torch.multiprocessing.start_processes(_in_process, given, k, start_method="fork")
 
 
 def _in_process(rank: int, k: int, store: str, function: Callable, args: tuple) -> None:

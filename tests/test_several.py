@@ -76,7 +76,7 @@ def follow(expected: dict, *case) -> None:
     ("arch", "width", "dist_type", "clips"),
     [("resnet18", 16, "l2", False), *(("tiny", 32, kind, clips) for kind in ("l2", "l1", "cos") for clips in (0, 1))],
 )
-def test_processes_follow_one(arch, width, dist_type, clips, tmp_path):
+def test_processes_follow_one(arch, width, dist_type, clips):
     margin, expected = 0.0, trajectory(arch, width, dist_type, 0.0)
     if clips:
         plain = expected["losses"][0]["HC"]
@@ -84,7 +84,7 @@ def test_processes_follow_one(arch, width, dist_type, clips, tmp_path):
         expected = trajectory(arch, width, dist_type, margin)
         assert (expected["losses"][0]["HC"] > plain - 4 * margin + 1e-4).all()  # some persons' terms are clipped
     for processes in (2, 4) if arch == "tiny" else (2,):
-        in_processes(processes, follow, expected, arch, width, dist_type, margin, folder=tmp_path)
+        in_processes(processes, follow, expected, arch, width, dist_type, margin)
 
 
 def test_persons_are_not_split():
@@ -128,7 +128,7 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
     one, several = tmp_path / "one", tmp_path / "several"
     training(flags, one, "--epochs", 4)
     training(flags, several, "--epochs", 0)
-    in_processes(2, training, flags, several, folder=tmp_path)
+    in_processes(2, training, flags, several)
     training(flags, several, "--epochs", 4)
     found, expected = read_all(several), read_all(one)
     for content in (*found.values(), *expected.values()):
@@ -147,7 +147,7 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
 
 def test_without_synchronised_statistics(flags, tmp_path):
     """Process 0's statistics are those that count: of its half of each batch."""
-    in_processes(2, training, [*flags, "--no-sync_bn"], tmp_path, folder=tmp_path)
+    in_processes(2, training, [*flags, "--no-sync_bn"], tmp_path)
     (last,) = tmp_path.glob("*_syncbnFalse_*last.t")
     assert utils.load_checkpoint(str(last))["epoch"] == 3
 
@@ -169,7 +169,7 @@ def of_ours(done: subprocess.CompletedProcess) -> list[str]:
 def test_killed_and_stopped_runs_go_on(flags, tmp_path):
     """Exactly, with as many processes; each has random states of its own, for dropout."""
     flags = [*flags, "--drop", 0.3, "--save_every_steps", 2]
-    in_processes(2, training, flags, tmp_path / "whole", folder=tmp_path)
+    in_processes(2, training, flags, tmp_path / "whole")
     out = tmp_path / "out"
     killed = torchrun("train.py", *flags, "--model_path", out, "--log_path", out, happens="4 kill")
     assert killed.returncode and len(of_ours(killed)) == 1, killed.stderr
@@ -177,7 +177,7 @@ def test_killed_and_stopped_runs_go_on(flags, tmp_path):
     stopped = torchrun("train.py", *flags, "--model_path", out, "--log_path", out, happens="3 stop")
     assert "stopped at epoch" in stopped.stdout and not of_ours(stopped), stopped.stderr
     assert not re.search("warn", killed.stderr + stopped.stderr, re.IGNORECASE), stopped.stderr
-    in_processes(2, training, flags, out, folder=tmp_path)
+    in_processes(2, training, flags, out)
     assert same(read_all(out), read_all(tmp_path / "whole"))
 
 
@@ -186,7 +186,7 @@ def test_scoring_is_shared(sysu_run, tmp_path):
     tree, best = shutil.copytree(sysu_run["data"], tmp_path / "tree"), next(sysu_run["models"].glob("*_best.t"))
     command = ["test.py", "--data_path", tree, "--workers", 0, "--test-batch", 4, "--resume", best, "--log_path"]
     run_here(*command, tmp_path / "one")
-    in_processes(2, run_here, *command, tmp_path / "several", folder=tmp_path)
+    in_processes(2, run_here, *command, tmp_path / "several")
     found, expected = (json.loads(next((tmp_path / out).glob("*.json")).read_text()) for out in ("several", "one"))
     near(found["results"], expected["results"], 1e-6)
     images = sysu_test(str(tree))

@@ -295,7 +295,7 @@ def embedding(panels: dict[str, Features], persons: int = 7, method: str = "tsne
         if len(pids) > 1:
             note += f", others {gaps[~np.eye(len(pids), dtype=bool)].mean():.2f}"
         axis.set_title(f"{wrap(label, 60)}\n{note}", fontsize=12)
-        axis.set_xlabel(wrap(features.caption), fontsize=9)
+        axis.set_xlabel(wrap(features.caption, 80), fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(True)
     style = {"linestyle": "none", "color": "grey", "markersize": 8}
