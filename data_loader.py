@@ -84,14 +84,13 @@ class ImageBatches:
 
     def __init__(self, split: data_manager.Split, size: tuple, batch_size: int, workers: int, device, share=(0, 1)):
         self.split, self.size, self.workers, self.device = split, size, workers, device
-        sides = [(name, np.flatnonzero(own)) for name, own in (("thermal", split.thermal), ("visible", ~split.thermal))]
-        sides = [(name, places[share[0] :: share[1]]) for name, places in sides]
-        self.rows = np.concatenate([places for _, places in sides])
         self.batches = [
-            (name, places[start : start + batch_size])
-            for name, places in sides
-            for start in range(0, len(places), batch_size)
+            (modality, rows[start : start + batch_size])
+            for modality, own in (("thermal", split.thermal), ("visible", ~split.thermal))
+            for rows in [np.flatnonzero(own)[share[0] :: share[1]]]
+            for start in range(0, len(rows), batch_size)
         ]
+        self.rows = np.concatenate([np.empty(0, int), *(rows for _, rows in self.batches)])
 
     def __len__(self) -> int:
         return len(self.batches)

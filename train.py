@@ -348,8 +348,7 @@ class Run:
                 torch.set_rng_state(own["torch"])
                 if self.device.type == "cuda" and own["cuda"] is not None:
                     torch.cuda.set_rng_state(own["cuda"], self.device)
-            best = f"{self.best['rank1']:.2%}"
-            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far {best}")
+            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}")
         except Exception as error:  # whatever the damage leads to
             raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
 

@@ -240,15 +240,13 @@ class _Formatter(logging.Formatter):
 
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
     """Send log lines to the screen and append them to the file ``path``, with flags and versions at their top."""
-    handlers = [logging.StreamHandler(sys.stdout)]
+    handlers = [logging.NullHandler() if share()[0] else logging.StreamHandler(sys.stdout)]  # process 0 speaks for all
     handlers[0].setLevel(logging.INFO)
-    if path:
+    if path and not share()[0]:
         make_folder(os.path.dirname(path), "--log_path")
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
-    if share()[0]:  # process 0 tells what all do
-        handlers = [logging.NullHandler()]
     logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     script_log.setLevel(logging.DEBUG)
@@ -265,22 +263,23 @@ def versions() -> dict[str, str]:
 
 
 def select_device(gpu: int, persons: int = 0) -> torch.device:
-    """The GPU of this number, under torchrun each process's own, else the CPU; says which (FIDELITY 10).
+    """The GPU of this number, or of the process under torchrun, else the CPU; says which (FIDELITY 10).
 
-    Processes could share ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
+    Processes can share ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
     """
-    (_, processes), count = share(), torch.cuda.device_count()
-    index = int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else gpu if gpu < count else 0
-    words = f", the first of {processes} processes; --gpu is ignored" * dist.is_initialized()
+    count, index, words = torch.cuda.device_count(), gpu, ""
+    if dist.is_initialized():
+        index, words = int(os.environ["LOCAL_RANK"]), f"; {share()[1]} processes, --gpu is ignored"
+    elif gpu >= count:
+        index, words = 0, f"; there is no GPU {gpu}" * (count > 0)
     if not count:
         log.info("device: cpu (no GPU is available)%s", words)
         return torch.device("cpu")
-    words += f"; there is no GPU {gpu}" * (gpu >= count and not words)
     if index >= count:
         raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={count}")
     log.info("device: cuda:%d (%s)%s", index, torch.cuda.get_device_name(index), words)
     usable = max(n for n in range(1, count + 1) if persons % n == 0)
-    if processes == 1 < usable:
+    if usable > 1 and not dist.is_initialized():
         log.info("%d of %d GPUs can share this: torchrun --nproc_per_node=%d %s", usable, count, usable, sys.argv[0])
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
