@@ -348,7 +348,8 @@ class Run:
                 torch.set_rng_state(own["torch"])
                 if self.device.type == "cuda" and own["cuda"] is not None:
                     torch.cuda.set_rng_state(own["cuda"], self.device)
-            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}")
+            best = f"{max(self.best['rank1'], 0):.2%}"
+            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far {best}")
         except Exception as error:  # whatever the damage leads to
             raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
 
