@@ -57,7 +57,12 @@ def build_parser() -> utils.Parser:
     add("--seed", type=int, default=1, help="seed of everything random (%(default)s)")
     add("--amp", choices=[*AMP], default="off", help="precision of the network: faster, rounds more (%(default)s)")
     add("--tf32", action="store_true", help="use TF32 on a GPU: faster, rounds more")
-    add("--sync_bn", action=argparse.BooleanOptionalAction, default=True, help="several GPUs: exact statistics (yes)")
+    add(
+        "--sync_bn",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="several GPUs: BatchNorm sees the whole batch (yes)",
+    )
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     add("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="repeat exactly on a GPU (yes)")
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
@@ -216,15 +221,15 @@ def main() -> None:
         run = Run(name, args, to_device(net, device), data.n_class)
         if checkpoint:
             run.restore(checkpoint)
+        if len({*utils.gather((run.epoch, run.step))}) > 1:
+            raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
         with logging_redirect_tqdm(), utils.stop_signals() as run.stop:
             for epoch in range(run.epoch + 1, args.epochs + 1):
                 train_epoch(run, batches, epoch)
                 scores = {}
                 if epoch > 0 and epoch % 2 == 0:
-                    run.save("last")
-                    run.stop.at_once = True  # a test changes nothing
-                    scores = evaluate(net, images, search, args)
-                    run.stop.at_once = False
+                    with run.testing():
+                        scores = evaluate(net, images, search, args)
                 run.finish_epoch(scores)
         run.end()
 
@@ -240,7 +245,8 @@ class Run:
         self.rank = utils.share()[0]  # process 0 alone writes
         self.fast_net = torch.compile(shared(net, args)) if args.compile else shared(net, args)
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
-        self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
+        scale = 2.0**16 / utils.share()[1]  # a process's gradients are so many times larger until they are averaged
+        self.scaler = torch.amp.GradScaler(init_scale=scale, enabled=args.amp == "fp16")
         self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
         self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
         self.summed = [*(term.name for term in self.terms), "accuracy"]
@@ -262,13 +268,28 @@ class Run:
         return {"loss": total(self.terms, means)} | means
 
     def after_step(self) -> None:
-        """Save and stop, or save within the epoch, if that is asked for."""
-        stop = utils.mean(torch.tensor(float(self.stop.status))) > 0  # all processes stop after the same step
-        if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
+        """Save within the epoch, or stop, if that is asked for."""
+        if self.args.save_every_steps and self.step % self.args.save_every_steps == 0:
             self.save("last")
-        if stop:
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Save and end the program, in all processes after the same step, if a signal came to one of them."""
+        if utils.mean(torch.tensor(float(self.stop.status))) > 0:  # on the CPU: no GPU waits
+            self.save("last")
             log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
+            utils.end_processes()
             sys.exit(self.stop.status or 143)
+
+    @contextlib.contextmanager
+    def testing(self):
+        """Save, and let a signal end the program at once, in each process by itself: a test changes nothing."""
+        self.save("last")
+        self.stop_if_asked()
+        self.stop.at_once = True
+        yield
+        utils.mean(torch.zeros(1))  # the others wait for process 0's scores
+        self.stop.at_once = False
 
     def finish_epoch(self, scores: dict[str, Scores]) -> None:
         """Record what came of the epoch, and of its test if there was one, and save."""
@@ -299,7 +320,7 @@ class Run:
             self.board.flush()
 
     def save(self, *kinds: str) -> None:
-        """Write metrics.jsonl, then <run>_<kind>.t, "last" at the end. FloatingPointError: the network is broken."""
+        """Write <run>_<kind>.t, "last" at the end, then metrics.jsonl. FloatingPointError: the network is broken."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})  # of each process
         for buffer in self.net.buffers() if dist.is_initialized() else ():
@@ -317,10 +338,13 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "rng": rng,
         }
-        with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in self.metrics)
         for kind in kinds:
             utils.save_checkpoint(self.file(kind), state)
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in self.metrics)
 
     def restore(self, state: dict) -> None:
         """Go on exactly where a checkpoint was saved (FIDELITY 7); a published one gives weights, epoch and scores."""
@@ -343,13 +367,15 @@ class Run:
             for parameter, own in self.optimizer.state.items():  # the fused update needs the weights' memory format
                 own.update({name: torch.empty_like(parameter).copy_(x) for name, x in own.items() if name != "step"})
             self.scaler.load_state_dict(state["scaler"] or {})
-            # One random state a process; the first versions had but one. Processes beyond them keep their own.
-            for own in (state["rng"] if isinstance(state["rng"], list) else [state["rng"]])[self.rank :][:1]:
-                torch.set_rng_state(own["torch"])
-                if self.device.type == "cuda" and own["cuda"] is not None:
-                    torch.cuda.set_rng_state(own["cuda"], self.device)
+            kept = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # the first versions had but one
+            if self.rank < len(kept):  # further processes keep their own
+                torch.set_rng_state(kept[self.rank]["torch"])
+                if self.device.type == "cuda" and kept[self.rank]["cuda"] is not None:
+                    torch.cuda.set_rng_state(kept[self.rank]["cuda"], self.device)
             best = f"{max(self.best['rank1'], 0):.2%}"
             log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far {best}")
+            if not self.rank:
+                self.write_metrics()  # a kill may have come before
         except Exception as error:  # whatever the damage leads to
             raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
 
@@ -370,8 +396,8 @@ def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
     keep = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     try:
         return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net, **keep)
-    except ValueError as error:  # torch synchronises on GPUs alone
-        raise ValueError(f"{error}: give --no-sync_bn") from error
+    except ValueError as error:
+        raise ValueError(f"{error}: --no-sync_bn does without") from error
 
 
 def list_test(args: argparse.Namespace) -> tuple[Split, Search]:

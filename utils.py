@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import contextlib
+import datetime
 import errno
 import importlib.metadata
 import io
@@ -81,6 +82,7 @@ def by_dataset(name: str) -> str:
 def add_data_flags(parser: Parser) -> None:
     """Where images are, how large they become, and who reads them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux; elsewhere
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's processes share them
     parser.data.add_argument("--img_h", type=int, default=288, help="image height in pixels (%(default)s)")
     parser.data.add_argument("--img_w", type=int, default=144, help="image width in pixels (%(default)s)")
     parser.place.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
@@ -140,34 +142,32 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         if dist.is_torchelastic_launched():
+            # Tensors on the CPU and objects go by gloo, tensors on a GPU by NCCL.
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        end_processes()
     except filelock.Timeout as error:
         fail(f"another process is writing these files (it holds {error.lock_file}): wait for it, or stop it")
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         script_log.debug("refused", exc_info=True)
         fail(str(error) or type(error).__name__)
     except RuntimeError as error:
-        if not dist.is_initialized():
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         script_log.debug("lost", exc_info=True)
         fail(f"a process of this run was lost ({error}): --resume last goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit(130)
-    except SystemExit as stopped:
-        if dist.is_initialized() and stopped.code != 2:  # all processes stop
-            dist.destroy_process_group()
-        raise
 
 
 def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit status 2. For scripts; functions raise."""
     if dist.is_torchelastic_launched():  # the first process to fail says why: the others fail for want of it
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        if store.add(f"failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) > 1:
-            sys.exit(2)
+        place, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), datetime.timedelta(seconds=10)
+        with contextlib.suppress(RuntimeError):  # torchrun itself is gone
+            store = dist.TCPStore(*place, is_master=False, timeout=wait)
+            if store.add(f"failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) > 1:
+                sys.exit(2)
     sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -182,10 +182,10 @@ def stop_signals() -> Iterator[SimpleNamespace]:
     stop = SimpleNamespace(status=0, at_once=False)
 
     def note(number: int, _) -> None:
-        if stop.at_once or (stop.status and not dist.is_initialized()):
+        again, stop.status = stop.status, 128 + number
+        if stop.at_once or (again and not dist.is_initialized()):
             log.warning("stopped at once: --resume last goes on from the last checkpoint")
-            sys.exit(128 + number)
-        stop.status = 128 + number
+            sys.exit(stop.status)
 
     numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}  # Windows has no SIGHUP
     before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
@@ -204,6 +204,12 @@ def share() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def end_processes() -> None:
+    """Leave the processes of the run, all of them at the same time."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def mean(x: torch.Tensor) -> torch.Tensor:
     """The mean of ``x`` over the processes, in place; a GPU does not wait for it."""
     if dist.is_initialized():
@@ -217,7 +223,7 @@ def gather(value) -> list:
     rank, processes = share()
     found = [] if rank else [value] * processes
     if dist.is_initialized():
-        dist.gather_object(value, found or None)
+        dist.gather_object(value, found or None)  # torch fills the list of process 0, and wants None from the others
     return found
 
 
@@ -240,13 +246,15 @@ class _Formatter(logging.Formatter):
 
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
     """Send log lines to the screen and append them to the file ``path``, with flags and versions at their top."""
-    handlers = [logging.NullHandler() if share()[0] else logging.StreamHandler(sys.stdout)]  # process 0 speaks for all
+    handlers = [logging.StreamHandler(sys.stdout)]
     handlers[0].setLevel(logging.INFO)
-    if path and not share()[0]:
+    if path:
         make_folder(os.path.dirname(path), "--log_path")
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
+        if share()[0]:  # process 0 speaks for all; of the others the log gets tracebacks
+            handler.addFilter(lambda record: bool(record.exc_info))
     logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     script_log.setLevel(logging.DEBUG)
@@ -275,10 +283,10 @@ def select_device(gpu: int, persons: int = 0) -> torch.device:
     if not count:
         log.info("device: cpu (no GPU is available)%s", words)
         return torch.device("cpu")
-    if index >= count:
-        raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={count}")
-    log.info("device: cuda:%d (%s)%s", index, torch.cuda.get_device_name(index), words)
     usable = max(n for n in range(1, count + 1) if persons % n == 0)
+    if index >= count:
+        raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={usable}")
+    log.info("device: cuda:%d (%s)%s", index, torch.cuda.get_device_name(index), words)
     if usable > 1 and not dist.is_initialized():
         log.info("%d of %d GPUs can share this: torchrun --nproc_per_node=%d %s", usable, count, usable, sys.argv[0])
     torch.cuda.set_device(index)
