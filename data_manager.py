@@ -3,6 +3,10 @@
 SYSU-MM01 (491 persons)
     cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     cameras 1, 2, 4, 5 visible, 3 and 6 infrared
     exp/train_id.txt, val_id.txt, test_id.txt                 person ids, comma separated, on the first line
+LLCM (1,064 persons)
+    idx/train_vis.txt, train_nir.txt                          one image a line: <relative path> <label>
+    idx/test_id.txt                                           person ids, comma separated, on the first line
+    test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible; test_nir/ likewise infrared, without cam3
 RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)
     idx/{train,test}_{visible,thermal}_<trial>.txt            one image a line: <relative path> <label>
 
@@ -57,7 +61,7 @@ class Dataset(NamedTuple):
 
     title: str
     defaults: dict[str, float | str]  # of flags: --data_path, the published --lr, --epochs and --w_hc, ...
-    counts: dict[str, tuple[int, int, int]]  # persons, visible and infrared images of "train" and "test"
+    counts: dict[str, tuple[int, ...]]  # persons and, if known, visible and infrared images of "train" and "test"
     train: Callable[[str, int], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
     test: Callable[[str, int], Split]  # (root, trial) -> all test images
     trials: range
@@ -69,6 +73,7 @@ class Dataset(NamedTuple):
     counts_persons: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     trial_trains: bool = False  # each trial has training persons, and so a model, of its own
+    tuned: bool = True  # the defaults are published settings of this method
     official_persons: int = 0  # rows of the .mat files of its official evaluation, if there is one
 
     def list_test(
@@ -90,6 +95,8 @@ class Dataset(NamedTuple):
         those of SYSU-MM01's official evaluation. ValueError: no such protocol, or nothing to search with or in.
         """
         trials, chosen = trials or self.trials, []
+        if rand_perm is not None and not self.official_persons:
+            raise ValueError(f"--gallery official is for SYSU-MM01: {self.title} has no such galleries")
         for value, (flag, known) in zip(self.values(choice), self.search_flags.items(), strict=True):
             if value not in (*known, "both"):
                 raise ValueError(f"{self.title} has no --{flag} {value}: give one of {', '.join(known)}, both")
@@ -114,13 +121,15 @@ def sysu_train(root: str, trial: int = 0) -> tuple[Split, Split]:
     Persons of train_id.txt and val_id.txt (395 of them in the real dataset) who were seen in one modality only are left
     out, with a warning (FIDELITY 25).
     """
-    pids = sorted({*_read_ids(root, "train"), *_read_ids(root, "val")})
-    return paired(_sysu_images(root, pids, VISIBLE_CAMERAS), _sysu_images(root, pids, INFRARED_CAMERAS), root)
+    pids = sorted({*_read_ids(root, "exp/train_id.txt"), *_read_ids(root, "exp/val_id.txt")})
+    return paired(
+        *(_in_folders(root, pids, cameras, INFRARED_CAMERAS) for cameras in (VISIBLE_CAMERAS, INFRARED_CAMERAS)), root
+    )
 
 
 def sysu_test(root: str, trial: int = 0) -> Split:
     """All images of the test persons, of all cameras: persons ascending, cameras ascending, names sorted."""
-    return _sysu_images(root, sorted({*_read_ids(root, "test")}), range(1, 7))
+    return _in_folders(root, sorted({*_read_ids(root, "exp/test_id.txt")}), range(1, 7), INFRARED_CAMERAS)
 
 
 def sysu_query(root: str, mode: str = "all") -> Split:
@@ -144,30 +153,29 @@ def sysu_draw(images: Split, values: tuple[str, str], trials: Iterable[int], ran
     images in a camera count in the order of their paths.
     """
     cameras, shots = GALLERY_CAMERAS[values[0]], SHOTS[values[1]]
-    query, places = np.flatnonzero(images.thermal), {}  # (person, camera) -> its images
-    for i in sorted(range(len(images.paths)), key=images.paths.__getitem__):
-        if images.camids[i] in cameras:
-            places.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
+    query, places = np.flatnonzero(images.thermal), _places(images, np.isin(images.camids, cameras))
     if not (len(query) and places):
         raise ValueError(f"the test persons have no images in {f'cameras {cameras}' if len(query) else 'infrared'}")
     short = sum(len(own) < shots for own in places.values())
     if short:
         log.warning("%s-search: %d (person, camera) pairs have fewer than ten images; all are used", values[0], short)
 
-    def gallery(trial: int) -> Iterator[int]:
-        draw_one, draw_several = random.Random(trial).choice, np.random.RandomState(trial).choice
-        for _, own in sorted(places.items()):
-            yield from [draw_one(own)] if shots == 1 else draw_several(own, min(shots, len(own)), replace=False)
+    def seeded(trial: int) -> np.ndarray:
+        draw = np.random.RandomState(trial).choice
+        return np.concatenate([draw(own, min(shots, len(own)), replace=False) for own in places.values()])
 
-    def official_gallery(trial: int) -> Iterator[int]:
+    def official(trial: int) -> np.ndarray:
+        picks = []
         for (pid, cam), own in sorted(places.items(), key=lambda place: place[0][::-1]):
             order = rand_perm[cam - 1, 0][pid - 1 : pid, 0]
             if not len(order) or order[0].shape != (10, len(own)):
                 raise ValueError(f"person {pid}, camera {cam}: --rand_perm belongs to another tree")
-            yield from (own[number - 1] for number in order[0][trial, :shots])
+            picks += [own[number - 1] for number in order[0][trial, :shots]]
+        return np.array(picks)
 
-    pick = gallery if rand_perm is None else official_gallery
-    return [(query, np.array([*pick(trial)])) for trial in trials]
+    if rand_perm is not None:
+        return [(query, official(trial)) for trial in trials]
+    return [(query, _one_each(places, trial) if shots == 1 else seeded(trial)) for trial in trials]
 
 
 def read_rand_perm(path: str) -> np.ndarray:
@@ -184,11 +192,6 @@ def read_rand_perm(path: str) -> np.ndarray:
     raise OSError(f"--rand_perm {path} is missing, or not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
 
 
-def _sysu_images(root: str, pids: Iterable[int], cameras: Iterable[int]) -> Split:
-    places = [(os.path.join(root, f"cam{cam}", f"{pid:04d}"), pid, cam) for pid in pids for cam in cameras]
-    return _split((path, pid, cam, cam in INFRARED_CAMERAS) for folder, pid, cam in places for path in _images(folder))
-
-
 # ---- RegDB ----------------------------------------------------------------------------------------------------------
 
 
@@ -199,18 +202,41 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
     the labels of the file; they name a person within one trial and subset only.
     """
     thermal = modality == "thermal"
-    rows = _read_index(root, f"{subset}_{modality}_{trial}.txt")
-    return _split((path, label, 1 + thermal, thermal) for path, label in rows)
+    return _listed(root, f"{subset}_{modality}_{trial}.txt", 1 + thermal, thermal)
 
 
 def regdb_draw(images: Split, values: tuple[str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
     """All visible images query all thermal ones ("v2t"), or the other way round ("t2v")."""
-    if rand_perm is not None:
-        raise ValueError("--gallery official is for SYSU-MM01: RegDB has no such galleries")
     sides = np.flatnonzero(~images.thermal), np.flatnonzero(images.thermal)
     if not all(map(len, sides)):
         raise ValueError("visible or thermal test images are missing")
     return [sides if values == ("v2t",) else sides[::-1] for _ in trials]
+
+
+# ---- LLCM -----------------------------------------------------------------------------------------------------------
+
+LLCM_CAMERAS = range(1, 10)  # a number occurs in both modalities
+
+
+def llcm_test(root: str, trial: int = 0) -> Split:
+    """All test images, the visible ones first: persons ascending, cameras ascending, names sorted."""
+    pids = sorted({*_read_ids(root, "idx/test_id.txt")})
+    visible = _in_folders(os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, ())
+    return joined(visible, _in_folders(os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, LLCM_CAMERAS))
+
+
+def llcm_draw(images: Split, values: tuple[str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
+    """All images of one modality query one image per person and camera of the other, drawn with seed t for trial t.
+
+    "t2v": infrared queries visible, "v2t": visible queries infrared; "v2t-published" turns "v2t" round as the dataset's
+    own evaluation does: the drawn infrared images query all visible ones (FIDELITY 26).
+    """
+    gallery = images.thermal != (values == ("t2v",))
+    query, places = np.flatnonzero(~gallery), _places(images, gallery)
+    if not (len(query) and places):
+        raise ValueError("visible or infrared test images are missing")
+    sides = [(query, _one_each(places, trial)) for trial in trials]
+    return [side[::-1] for side in sides] if values == ("v2t-published",) else sides
 
 
 # ---- what the datasets share ----------------------------------------------------------------------------------------
@@ -224,11 +250,11 @@ def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]
 
 def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
     """Warn if there are about as many persons as in the real dataset, but other numbers of persons or images."""
-    expected = dataset.counts.get(subset, (0, 0, 0))
+    expected = dataset.counts.get(subset, (0,))
     found = len(np.unique(images.pids)), int((~images.thermal).sum()), int(images.thermal.sum())
-    if abs(found[0] - expected[0]) <= expected[0] // 10 and found != expected:
-        log.warning("%s: %d persons, %d visible and %d infrared images, but %s has %d, %d and %d: is it complete?",
-                    subset, *found, dataset.title, *expected)  # fmt: skip
+    if abs(found[0] - expected[0]) <= expected[0] // 10 and found[: len(expected)] != expected:
+        log.warning("%s: %d persons, %d visible and %d infrared images, but %s has %s: is it complete?",
+                    subset, *found, dataset.title, ", ".join(map(str, expected)))  # fmt: skip
 
 
 def paired(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
@@ -257,14 +283,39 @@ def _split(rows: Iterable[tuple[str, int, int, bool]]) -> Split:
     return Split([*paths], *(np.array(c, t) for c, t in zip(columns, (np.int64, np.int64, bool), strict=True)))
 
 
+def _in_folders(root: str, pids: Iterable[int], cameras: Iterable[int], infrared: Iterable[int]) -> Split:
+    """The images in cam<camera>/<person, 4 digits>/ below ``root``; these cameras are ``infrared``."""
+    places = [(os.path.join(root, f"cam{cam}", f"{pid:04d}"), pid, cam) for pid in pids for cam in cameras]
+    return _split((path, pid, cam, cam in infrared) for folder, pid, cam in places for path in _images(folder))
+
+
+def _listed(root: str, name: str, camid: int, thermal: bool) -> Split:
+    """The images in idx/<name>, all of one camera number and modality; the labels are the person ids."""
+    return _split((path, label, camid, thermal) for path, label in _read_index(root, name))
+
+
+def _places(images: Split, chosen: np.ndarray) -> dict[tuple[int, int], list[int]]:
+    """(person, camera) -> places of its ``chosen`` images in the order of their paths; keys ascending."""
+    places = {}
+    for i in sorted(np.flatnonzero(chosen), key=images.paths.__getitem__):
+        places.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
+    return dict(sorted(places.items()))
+
+
+def _one_each(places: dict[tuple[int, int], list[int]], trial: int) -> np.ndarray:
+    """One image of each person and camera, drawn with Python's generator as the field's baseline does."""
+    draw = random.Random(trial).choice
+    return np.array([draw(own) for own in places.values()])
+
+
 def _images(folder: str) -> list[str]:
     """Image files of a folder, sorted by name; stray files are passed over (FIDELITY 25)."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # not every person is in every camera
     return [os.path.join(folder, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
 
 
-def _read_ids(root: str, subset: str) -> list[int]:
-    path = os.path.join(root, "exp", f"{subset}_id.txt")
+def _read_ids(root: str, name: str) -> list[int]:
+    path = os.path.join(root, *name.split("/"))
     first_line = _read_text(path, root).partition("\n")[0]
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", first_line):
         raise OSError(f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}")
@@ -322,5 +373,19 @@ DATASETS = {
         thermal_cameras=(2,),
         counts_persons=False,
         trial_trains=True,
+    ),
+    "llcm": Dataset(
+        title="LLCM",
+        defaults={"data_path": "data/LLCM", "lr": 0.008, "epochs": 60, "w_hc": 0.6},
+        tuned=False,
+        counts={"train": (713,), "test": (351,)},
+        train=lambda root, trial: tuple(_listed(root, f"train_{m}.txt", 0, m == "nir") for m in ("vis", "nir")),
+        test=llcm_test,
+        trials=range(10),
+        protocol="{}",
+        search_flags={"search": ("t2v", "v2t", "v2t-published")},
+        draw=llcm_draw,
+        # A query does not see the images of its person in the camera of its number.
+        hidden=lambda q_pids, q_camids, g_pids, g_camids: (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids),
     ),
 }

@@ -76,7 +76,9 @@ class Parser(argparse.ArgumentParser):
 
 def by_dataset(name: str) -> str:
     """The defaults of a flag, in words."""
-    return ", ".join(f"{d.title} {d.defaults[name]}" for d in DATASETS.values() if name in d.defaults)
+    known = [d for d in DATASETS.values() if name in d.defaults]
+    note = {True: "", False: ", untuned"} if name != "data_path" else {True: "", False: ""}
+    return ", ".join(f"{d.title} {d.defaults[name]}{note[d.tuned]}" for d in known)
 
 
 def add_data_flags(parser: Parser) -> None:

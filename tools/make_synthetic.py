@@ -1,4 +1,4 @@
-"""Draw synthetic people in the on-disk layout of SYSU-MM01 or RegDB; the real sets are under licence.
+"""Draw synthetic people in the on-disk layout of SYSU-MM01, RegDB or LLCM; the real sets are under licence.
 
     python -m tools.make_synthetic --dataset sysu  --out data/toy --ids 130 --seed 0 --difficulty easy
     python -m tools.make_synthetic --dataset regdb --out data/toy_regdb --full
@@ -490,10 +490,49 @@ def make_regdb(out: Path, ids: int | None = 130, seed: int = 0, difficulty: str 
     return write_tree(out, settings, paths, lists, workers)
 
 
+# ---- LLCM ------------------------------------------------------------------------------------------------------------
+
+# Dim light: nine cameras see it, and eight of them, all but the third, also see in near infrared.
+LLCM = {10 + n: SYSU[1]._replace(room=20 + n, gain=0.5 + 0.06 * n, blur=0.1 * n) for n in range(1, 10)}
+LLCM |= {20 + n: SYSU[6 if n % 2 else 3]._replace(room=20 + n, blur=0.1 * n) for n in (1, 2, 4, 5, 6, 7, 8, 9)}
+
+
+def make_llcm(
+    out: Path, ids: int | None = 130, images: int = 20, seed: int = 0, difficulty: str = "easy", workers: int = 1
+) -> bool:
+    """Write {vis,nir}/<id>/*.jpg, test_{vis,nir}/cam<n>/<id>/*.jpg and the lists of idx/.
+
+    Each person passes three cameras in each modality, with `images` images each. `ids` None stands for the real set's
+    1,064 persons, with seven: about as many images as it has.
+    """
+    persons, images = (1064, 7) if ids is None else (ids, images)
+    if seed < 0 or not (6 <= persons <= 9999 and 1 <= images <= 999):
+        raise ValueError(f"give --ids from 6 to 9999, --images 1 to 999, --seed from 0, not {ids}, {images} and {seed}")
+    settings = {"dataset": "llcm", "ids": ids, "images": images, "seed": seed, "difficulty": difficulty}
+    rng = np.random.default_rng([seed, SPLIT])
+    train = sorted((1 + rng.permutation(persons))[: round(persons * 713 / 1064)].tolist())
+    test = [pid for pid in range(1, persons + 1) if pid not in train]
+    lists, paths = {"idx/test_id.txt": ",".join(map(str, test)) + "\n"}, {}
+    for kind, first in (("vis", 10), ("nir", 20)):
+        rows, cameras = [], [number - first for number in LLCM if first < number < first + 10]
+        for pid in range(1, persons + 1):
+            folder = f"{kind}/{pid:04d}" if pid in train else f"test_{kind}/cam{{}}/{pid:04d}"
+            for cam in sorted(rng.choice(cameras, 3, replace=False).tolist()):
+                names = [f"{folder.format(cam)}/{pid:04d}_c{cam:02d}_{i:04d}_{kind}.jpg" for i in range(1, images + 1)]
+                paths |= {name: (pid, first + cam, i) for i, name in enumerate(names, 1)}
+                rows += [f"{name} {train.index(pid)}\n" for name in names] if pid in train else []
+        lists[f"idx/train_{kind}.txt"] = "".join(rows)
+    return write_tree(out, settings, paths, lists, workers)
+
+
 # ---- command ---------------------------------------------------------------------------------------------------------
 
-CAMERAS = SYSU | REGDB  # a camera's number is its own among all datasets
-TREES = {"sysu": make_sysu, "regdb": lambda images, **flags: make_regdb(**flags)}  # always ten images
+CAMERAS = SYSU | REGDB | LLCM  # a camera's number is its own among all datasets
+TREES = {
+    "sysu": make_sysu,
+    "regdb": lambda images, **flags: make_regdb(**flags),
+    "llcm": make_llcm,
+}  # RegDB: always ten images
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -503,7 +542,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder to make: new, empty or the same tree")
     add("--ids", type=int, default=130, help="persons in all splits together (%(default)s)")
     add("--full", dest="ids", action="store_const", const=None, help="the real set's persons and images")
-    add("--images", type=int, default=20, help="sysu: mean images per person and camera (%(default)s)")
+    add("--images", type=int, default=20, help="images per person and camera, of RegDB always 10 (%(default)s)")
     add("--seed", type=int, default=0, help="another seed draws other people and rooms (%(default)s)")
     add("--difficulty", choices=tuple(DIFFICULTIES), default="easy", help="see above (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
