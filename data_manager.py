@@ -3,15 +3,15 @@
 SYSU-MM01 (491 persons)
     cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     cameras 1, 2, 4, 5 visible, 3 and 6 infrared
     exp/train_id.txt, val_id.txt, test_id.txt                 person ids, comma separated, on the first line
-LLCM (1,064 persons)
-    idx/train_vis.txt, train_nir.txt                          one image a line: <relative path> <label>
-    idx/test_id.txt                                           person ids, comma separated, on the first line
-    test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible; test_nir/ likewise infrared, without cam3
 RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)
     idx/{train,test}_{visible,thermal}_<trial>.txt            one image a line: <relative path> <label>
+LLCM (1,064 persons)
+    idx/train_vis.txt, train_nir.txt                          one image a line: <relative path> <label>, of vis/, nir/
+    idx/test_id.txt                                           person ids, comma separated, on the first line
+    test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible; test_nir/ likewise infrared, without cam3
 
 All else that the code knows of a dataset is its entry in `DATASETS`, at the end. What is missing or malformed on disk
-raises OSError, lists that do not fit each other ValueError.
+raises OSError, test images that give no query or gallery ValueError.
 """
 
 import itertools

@@ -401,7 +401,7 @@ def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
 
 
 def list_test(args: argparse.Namespace) -> tuple[Split, Search]:
-    """The test that runs during training: one draw, single-shot (FIDELITY 23), or RegDB's visible to thermal."""
+    """The test that runs during training: the dataset's first search and draw, single-shot (FIDELITY 23)."""
     dataset = DATASETS[args.dataset]
     listed = dataset.list_test(args.data_path, vars(args), args.trial, dataset.trials[:1])
     images, (search,) = restrict(*listed)
