@@ -1,5 +1,5 @@
 # make test   the checks and tests
-# make demo   the whole road on drawn data: preprocess, train without and with the Hetero-Center loss, test
+# make demo   the whole pipeline on synthetic data: preprocess, train without and with the Hetero-Center loss, test
 PYTHON ?= python3
 PY := .venv/bin/python
 
@@ -29,7 +29,7 @@ UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
 CE_HC := $(call RESULT,$(call RUN,0.1))
 FEATURES = demo/features_$(1).npz
-PICTURES := demo/persons.png demo/stripes.png demo/ranked.png demo/embedding.png
+PICTURES := demo/persons.png demo/ranked.png demo/embedding.png
 
 demo: $(UNTRAINED) $(CE) $(CE_HC) $(PICTURES)
 	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)" --out demo/report.html
@@ -37,9 +37,6 @@ demo: $(UNTRAINED) $(CE) $(CE_HC) $(PICTURES)
 
 demo/persons.png: $(DATA)/synthetic.json
 	$(PY) -m tools.visualize samples --data_path $(DATA) --out $@ --persons 4 --per-camera 2
-
-demo/stripes.png: $(CE_HC)
-	$(PY) -m tools.visualize attention demo/models/$(call RUN,0.1).t --data_path $(DATA) --out $@
 
 demo/ranked.png: $(CE_HC)
 	$(PY) -m tools.visualize ranked $(call FEATURES,0.1) --data_path $(DATA) --rows 1 --out $@

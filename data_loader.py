@@ -221,10 +221,12 @@ class TrainBatches:
         if persons % processes:
             numbers = [str(n) for n in range(1, persons + 1) if persons % n == 0]
             raise ValueError(f"{processes} processes cannot share the {persons} persons of a batch (--batch-size / "
-                             f"--per_img) equally: start {', '.join(numbers)}")  # fmt: skip
+                             f"--per_img) equally: start {' or '.join(numbers)}")  # fmt: skip
         self.own = slice(rank * sampler.batch_size // processes, (rank + 1) * sampler.batch_size // processes)
         self.sampler, self.size, self.device = sampler, size, device
         self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
+        if data.visible.shape[1:3] != size:
+            log.warning("images of %d x %d pixels are scaled to %d x %d", *data.visible.shape[1:3], *size)
         needed = sum(images.nbytes for images in self.images)
         if cache == "auto":
             fits = device.type == "cuda" and 4 * needed <= torch.cuda.mem_get_info(device)[0]

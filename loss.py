@@ -50,7 +50,7 @@ class Term(NamedTuple):
     name: str
     weight: float
     value: Callable[..., Tensor]  # (logits (S, N + M, classes), feats (S, N + M, dim), (N,) and (M,) labels) -> (S,)
-    sums_persons: bool  # a sum over the persons of a batch, not a mean; what compares persons cannot be shared
+    sums_persons: bool  # a sum over the persons of a batch, not a mean; a triplet loss would see one process only
 
     def of(self, *batch: Tensor) -> Tensor:
         """Its value on one process's persons; the mean over processes is that of the whole batch (FIDELITY 10)."""

@@ -196,7 +196,8 @@ def main() -> None:
     args, parser = parse_args(), build_parser()
     name, dataset, size = run_name(args), DATASETS[args.dataset], (args.img_h, args.img_w)
     utils.start_log(args, os.path.join(args.log_path, f"{name}.log"))
-    (rank, _), device = utils.share(), utils.select_device(args.gpu, args.batch_size // max(args.per_img, 1))
+    rank = utils.share()[0]
+    device = utils.select_device(args.gpu, args.batch_size // max(args.per_img, 1))
     utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)
     images, search = list_test(args)
     if args.test_only:
@@ -245,7 +246,7 @@ class Run:
         self.rank = utils.share()[0]  # process 0 alone writes
         self.fast_net = torch.compile(shared(net, args)) if args.compile else shared(net, args)
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
-        scale = 2.0**16 / utils.share()[1]  # a process's gradients are so many times larger until they are averaged
+        scale = 2.0**16 / utils.share()[1]  # before they are averaged, gradients are larger by the number of processes
         self.scaler = torch.amp.GradScaler(init_scale=scale, enabled=args.amp == "fp16")
         self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
         self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
@@ -279,7 +280,7 @@ class Run:
             self.save("last")
             log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
             utils.end_processes()
-            sys.exit(self.stop.status or 143)
+            sys.exit(self.stop.status or 143)  # 143: another process got the signal
 
     @contextlib.contextmanager
     def testing(self):
@@ -358,7 +359,7 @@ class Run:
                 setattr(self, name, state.get(name, getattr(self, name)))
             if "optimizer" not in state:
                 log.warning("%s holds no optimizer state, as published ones do not: momentum starts at zero", path)
-                self.best = {"rank1": [*self.cmc, -1.0][0], "mAP": self.mAP, "epoch": self.epoch}
+                self.best = {"rank1": self.cmc[0] if self.cmc else -1.0, "mAP": self.mAP, "epoch": self.epoch}
                 return
             # The first versions kept CE, HC and accuracy of each step.
             self.sums += (state["history"].sum(0) if "history" in state else state["sums"]).to(self.sums)
@@ -397,7 +398,7 @@ def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
     try:
         return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net, **keep)
     except ValueError as error:
-        raise ValueError(f"{error}: --no-sync_bn does without") from error
+        raise ValueError(f"{error}: on a CPU add --no-sync_bn, which is not exact") from error
 
 
 def list_test(args: argparse.Namespace) -> tuple[Split, Search]:

@@ -81,12 +81,19 @@ def by_dataset(name: str) -> str:
     return ", ".join(f"{d.title} {d.defaults[name]}{note[d.tuned]}" for d in known)
 
 
+def positive(text: str) -> int:
+    """The type of flags that count something."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return int(text)
+
+
 def add_data_flags(parser: Parser) -> None:
     """Where images are, how large they become, and who reads them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux; elsewhere
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's processes share them
-    parser.data.add_argument("--img_h", type=int, default=288, help="image height in pixels (%(default)s)")
-    parser.data.add_argument("--img_w", type=int, default=144, help="image width in pixels (%(default)s)")
+    parser.data.add_argument("--img_h", type=positive, default=288, help="image height in pixels (%(default)s)")
+    parser.data.add_argument("--img_w", type=positive, default=144, help="image width in pixels (%(default)s)")
     parser.place.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
     parser.place.add_argument("--workers", type=int, default=cores, help="processes that read images (%(default)s)")
 
@@ -96,13 +103,13 @@ def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
     model, place = parser.model.add_argument, parser.place.add_argument
     parser.data.add_argument("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
     model("--arch", choices=[*archs], default="resnet50", help="backbone of each modality (%(default)s)")
-    model("--low-dim", type=int, default=512, help="dimensions of a stripe's feature (%(default)s)")
+    model("--low-dim", type=positive, default=512, help="dimensions of a stripe's feature (%(default)s)")
     model("--drop", type=float, default=0.0, help="dropout before the classifiers (%(default)s)")
     add_data_flags(parser)
-    place("--resume", "-r", default="", help="checkpoint: a file, or its name in --model_path")
+    place("--resume", "-r", default="", help="checkpoint: a file, its name in --model_path; train.py: or last")
     place("--model_path", default="save_model/", help="folder of the checkpoints (%(default)s)")
     place("--log_path", default="log/", help="folder of logs and results (%(default)s)")
-    place("--test-batch", type=int, default=64, help="images per test batch (%(default)s)")
+    place("--test-batch", type=positive, default=64, help="images per test batch (%(default)s)")
     place("--gpu", type=int, default=0, help="number of the GPU (%(default)s)")
 
 

@@ -43,6 +43,9 @@ TRAINING = [  # flags, and words of the message
     ("--resume README.md", "README.md checkpoint"),
     ("--pretrained missing.pth", "--pretrained missing.pth"),
     ("--log_path README.md", "--log_path README.md"),
+    ("--img_w 0", "--img_w 0"),
+    ("--low-dim 0", "--low-dim 0"),
+    ("--test-batch 0", "--test-batch 0"),
     ("--model_path README.md/models", "--model_path README.md/models"),
 ]
 
