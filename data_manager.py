@@ -19,7 +19,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -122,9 +122,8 @@ def sysu_train(root: str, trial: int = 0) -> tuple[Split, Split]:
     out, with a warning (FIDELITY 25).
     """
     pids = sorted({*_read_ids(root, "exp/train_id.txt"), *_read_ids(root, "exp/val_id.txt")})
-    return paired(
-        *(_in_folders(root, pids, cameras, INFRARED_CAMERAS) for cameras in (VISIBLE_CAMERAS, INFRARED_CAMERAS)), root
-    )
+    visible, thermal = (_in_folders(root, pids, own, INFRARED_CAMERAS) for own in (VISIBLE_CAMERAS, INFRARED_CAMERAS))
+    return paired(visible, thermal, root)
 
 
 def sysu_test(root: str, trial: int = 0) -> Split:
@@ -290,8 +289,20 @@ def _in_folders(root: str, pids: Iterable[int], cameras: Iterable[int], infrared
 
 
 def _listed(root: str, name: str, camid: int, thermal: bool) -> Split:
-    """The images in idx/<name>, all of one camera number and modality; the labels are the person ids."""
-    return _split((path, label, camid, thermal) for path, label in _read_index(root, name))
+    """The images, below ``root``, that idx/<name> lists in lines '<relative path> <label>'; labels are person ids.
+
+    All are of one camera number and modality.
+    """
+    index, rows = os.path.join(root, "idx", name), []
+    for number, line in enumerate(_read_text(index, root).splitlines(), 1):
+        path, label, *_ = [*line.strip().rsplit(None, 1), "", ""]
+        if line.strip() and not re.fullmatch("[0-9]{1,9}", label):
+            raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
+        if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
+            raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
+        if line.strip():
+            rows.append((os.path.join(root, path), int(label), camid, thermal))
+    return _split(rows)
 
 
 def _places(images: Split, chosen: np.ndarray) -> dict[tuple[int, int], list[int]]:
@@ -320,19 +331,6 @@ def _read_ids(root: str, name: str) -> list[int]:
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", first_line):
         raise OSError(f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}")
     return [int(word) for word in first_line.split(",")]
-
-
-def _read_index(root: str, name: str) -> Iterator[tuple[str, int]]:
-    """The paths, below ``root``, and labels in a file of lines '<relative path> <label>'."""
-    index = os.path.join(root, "idx", name)
-    for number, line in enumerate(_read_text(index, root).splitlines(), 1):
-        path, label, *_ = [*line.strip().rsplit(None, 1), "", ""]
-        if line.strip() and not re.fullmatch("[0-9]{1,9}", label):
-            raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
-        if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
-            raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
-        if line.strip():
-            yield os.path.join(root, path), int(label)
 
 
 def _read_text(path: str, root: str) -> str:

@@ -77,8 +77,8 @@ class Parser(argparse.ArgumentParser):
 def by_dataset(name: str) -> str:
     """The defaults of a flag, in words."""
     known = [d for d in DATASETS.values() if name in d.defaults]
-    note = {True: "", False: ", untuned"} if name != "data_path" else {True: "", False: ""}
-    return ", ".join(f"{d.title} {d.defaults[name]}{note[d.tuned]}" for d in known)
+    untuned = [", untuned" * (not d.tuned and name != "data_path") for d in known]
+    return ", ".join(f"{d.title} {d.defaults[name]}{note}" for d, note in zip(known, untuned, strict=True))
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,24 +101,8 @@ def flags(sysu_run) -> list:
     return [*TINY, *TINY_BATCH, "--data_path", sysu_run["data"], "--epochs", 3, "--resume", "last"]
 
 
-def training(flags: list, out: Path, *more, stop_after: int = 0) -> None:
-    """train.py, stopped by a signal that reaches process 0 alone."""
-    real, steps = train.train_step, []
-
-    def step(*args):
-        done = real(*args)
-        steps.append(done)
-        if len(steps) == stop_after and utils.share()[0] == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return done
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", step)
-        patch.setattr(sys, "argv", ["train.py", *map(str, [*flags, "--model_path", out, "--log_path", out, *more])])
-        try:
-            utils.run(train.main)
-        except SystemExit as stopped:
-            assert stop_after and stopped.code == 143
+def training(flags: list, out: Path, *more) -> None:
+    run_here("train.py", *flags, "--model_path", out, "--log_path", out, *more)
 
 
 def test_a_run_is_that_of_one_process(flags, tmp_path):
@@ -146,7 +129,7 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
 
 
 def test_without_synchronised_statistics(flags, tmp_path):
-    """Process 0's statistics are those that count: of its half of each batch."""
+    """With torch's own BatchNorm; the run's name says so."""
     in_processes(2, training, [*flags, "--no-sync_bn"], tmp_path)
     (last,) = tmp_path.glob("*_syncbnFalse_*last.t")
     assert utils.load_checkpoint(str(last))["epoch"] == 3

@@ -221,6 +221,23 @@ def bare_loop(run: train.Run, batches: Iterable) -> None:
         run.optimizer.step()
 
 
+def our_run(args: argparse.Namespace, options: argparse.Namespace, batch: int) -> tuple[train.Run, TrainBatches]:
+    """A training with these flags of train.py, on noise, with ``batch`` images a step that its processes share."""
+    size, device = (args.img_h, args.img_w), utils.select_device(args.gpu)
+    data, sampler = noise(args.warmup + args.steps, batch // 2, size)
+    net = EmbedNet(PERSONS, arch=args.arch, pretrained="none")
+    run = train.Run("benchmark", options, to_device(net, device), PERSONS)
+    run.after_step = lambda: None  # which would save
+    return run, TrainBatches(data, sampler, size, device, options.cache, utils.share())
+
+
+def timed_epoch(run: train.Run, batches: TrainBatches, watch: Watch) -> None:
+    """train.py's own epoch, under a watch."""
+    gather = batches.gather
+    batches.gather = lambda plan: watch(gather(plan))
+    train.train_epoch(run, batches, 0)
+
+
 def warn_of_waiting(run: train.Run, batch: tuple) -> None:
     """Let an update that waits for the GPU say so; the first one may."""
     for mode in ("default", "warn"):
@@ -234,23 +251,21 @@ def measure(args: argparse.Namespace, way: str, flags: str) -> dict[str, float]:
     size, half, device = (args.img_h, args.img_w), args.batch_size // 2, utils.select_device(args.gpu)
     options = train.build_parser().parse_args([*flags.split(), "--batch-size", str(half)])
     utils.seed_everything(1, options.deterministic and way != PUBLISHED, options.tf32)
-    data, sampler = noise(args.warmup + args.steps, half, size)
-    net, watch = EmbedNet(PERSONS, arch=args.arch, pretrained="none"), Watch(args.warmup, args.steps, device)
+    watch = Watch(args.warmup, args.steps, device)
     if way == PUBLISHED:
-        loader = DataLoader(ImageByImage(data, sampler, size), half, num_workers=args.workers)
-        published_loop(net.to(device), watch(loader), device)
+        loader = DataLoader(
+            ImageByImage(*noise(args.warmup + args.steps, half, size), size), half, num_workers=args.workers
+        )
+        published_loop(EmbedNet(PERSONS, arch=args.arch, pretrained="none").to(device), watch(loader), device)
     else:
-        run = train.Run("benchmark", options, to_device(net, device), PERSONS)
-        run.after_step = lambda: None  # which would save
-        batches = TrainBatches(data, sampler, size, device, options.cache)
-        batch, gather = next(batches.epoch(0)), batches.gather
+        run, batches = our_run(args, options, args.batch_size)
+        batch = next(batches.epoch(0))
         if way == BARE:
             bare_loop(run, watch(itertools.repeat(batch)))
         else:
             if device.type == "cuda":
                 warn_of_waiting(run, batch)
-            batches.gather = lambda plan: watch(gather(plan))
-            train.train_epoch(run, batches, 0)
+            timed_epoch(run, batches, watch)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -293,24 +308,17 @@ def take_part(rank: int, processes: int, args: argparse.Namespace, batch: int, f
     if processes > 1:
         backend, place = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", {"rank": rank, "world_size": processes}
         dist.init_process_group(backend, init_method=f"file://{file}.store", **place)
-    device = utils.select_device(args.gpu)
     if not on_gpu:
         torch.set_num_threads(max(1, os.cpu_count() // args.processes))
     options = ["--batch-size", str(batch // 2), *["--amp", "bf16"] * args.bf16, *["--no-sync_bn"] * (not on_gpu)]
-    size, options = (args.img_h, args.img_w), train.build_parser().parse_args(options)
+    options = train.build_parser().parse_args(options)
     utils.seed_everything(1 + rank, options.deterministic)
-    data, sampler = noise(args.warmup + args.steps, batch // 2, size)
-    net = EmbedNet(PERSONS, arch=args.arch, pretrained="none")
-    run = train.Run("benchmark", options, to_device(net, device), PERSONS)
-    run.after_step = lambda: None  # which would save
-    batches = TrainBatches(data, sampler, size, device, share=utils.share())
-    watch, gather = Watch(args.warmup, args.steps, device), batches.gather
-    batches.gather = lambda plan: watch(gather(plan))
-    train.train_epoch(run, batches, 0)
+    run, batches = our_run(args, options, batch)
+    watch = Watch(args.warmup, args.steps, run.device)
+    timed_epoch(run, batches, watch)
     if rank == 0:
         Path(file).write_text(str(watch.seconds / args.steps))
-    if processes > 1:
-        dist.destroy_process_group()
+    utils.end_processes()
 
 
 def seconds(processes: int, args: argparse.Namespace, batch: int) -> float:
