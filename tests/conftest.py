@@ -1,5 +1,6 @@
-"""Small trees of images that the tests share, and ways to run the scripts as a user does."""
+"""What the tests share: small trees of images and input files, and ways to run the scripts as a user does."""
 
+import json
 import os
 import runpy
 import shutil
@@ -19,20 +20,55 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from tools.make_synthetic import make_regdb, make_sysu
+from tools.make_synthetic import make_llcm, make_regdb, make_sysu
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network, of the backbone in several.py, and images small enough to train in a second.
 TINY = ["--arch", "tiny", "--img_h", "96", "--img_w", "32", "--low-dim", "16", "--pretrained", "none"]
-TINY_BATCH = ["--batch-size", "8", "--per_img", "4", "--workers", "0", "--no-tensorboard"]
+TINY += ["--batch-size", "8", "--per_img", "4", "--workers", "0", "--no-tensorboard"]
 # The training of `sysu_run`: its flags and its name.
-RUN_FLAGS = [*TINY, *TINY_BATCH, "--lr", "0.01", "--drop", "0.3", "--epochs", "3"]
+RUN_FLAGS = [*TINY, "--lr", "0.01", "--drop", "0.3", "--epochs", "3"]
 RUN = "sysu_id_tiny_lr0.01_whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone"
 
 torch.set_num_threads(1)
 settings.register_profile("short", max_examples=100, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=5_000, deadline=None, suppress_health_check=[*HealthCheck])
 settings.load_profile("short")
+
+
+def golden(name: str) -> dict:
+    """What a file in tests/golden holds."""
+    file = ROOT / "tests/golden" / name
+    if file.suffix == ".json":
+        return json.loads(file.read_text())
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def only(folder: Path, pattern: str = "*.json") -> dict:
+    """What the one JSON file in a folder holds."""
+    (file,) = folder.glob(pattern)
+    return json.loads(file.read_text())
+
+
+def features_file(path: Path, **changes) -> Path:
+    """Features of two persons in every camera; ``changes`` replaces arrays, or takes them away where None."""
+    pids, camids = np.repeat([1, 2], 12), np.tile(np.repeat(np.arange(1, 7), 2), 2)
+    arrays = {"pids": pids, "camids": camids, "paths": np.array([f"{i:02d}" for i in range(24)]), "fc": np.eye(24)}
+    np.savez(path, **{name: values for name, values in (arrays | changes).items() if values is not None})
+    return path
+
+
+def result(**changes) -> str:
+    """A JSON file of test.py in small; ``changes`` replaces entries."""
+    mean = dict.fromkeys(("rank1", "rank5", "rank10", "rank20", "mAP", "mINP"), 0.5)
+    trials = [{"trial": trial, "cmc": [0.5] * 20} for trial in (1, 2)]
+    rows = [
+        {"protocol": "v2t", "feature": kind, "mean": mean, "std": mean, "trials": trials} for kind in ("fc", "chance")
+    ]
+    counts = {"queries": 3, "without_match": 0, "gallery_images": 3, "gallery_persons": 3, "chance": 0.3}
+    content = {"results": rows, "counts": {"v2t": counts}, "options": [], "flags": {"dataset": "regdb"}}
+    return json.dumps(content | changes)
 
 
 def places(data: Path, out: Path) -> list:
@@ -50,18 +86,12 @@ def run_here(script: str, *flags) -> None:
 
 
 @pytest.fixture
-def call(monkeypatch) -> Callable[..., None]:
-    """Run a script or tool in this process."""
-    monkeypatch.chdir(ROOT)
-    return run_here
-
-
-@pytest.fixture
-def output(call, capsys) -> Callable[..., str]:
+def call(monkeypatch, capsys) -> Callable[..., str]:
     """Run a script or tool in this process; gives what it printed."""
+    monkeypatch.chdir(ROOT)
 
     def run(script: str, *flags) -> str:
-        call(script, *flags)
+        run_here(script, *flags)
         return capsys.readouterr().out
 
     return run
@@ -149,6 +179,11 @@ def noise_tree(sysu_tree, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def regdb_tree(made_once) -> Path:
     return made_once("regdb", lambda folder: make_regdb(folder / "RegDB", ids=8, seed=3)) / "RegDB"
+
+
+@pytest.fixture(scope="session")
+def llcm_tree(made_once) -> Path:
+    return made_once("llcm", lambda folder: make_llcm(folder / "LLCM", ids=9, images=2, seed=3)) / "LLCM"
 
 
 @pytest.fixture(scope="session")

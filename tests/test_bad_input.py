@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, TINY, TINY_BATCH, places
-from made import features_file, result
+from conftest import RUN, RUN_FLAGS, TINY, features_file, places, result
 from PIL import Image
 
 import train
@@ -56,7 +55,7 @@ def holds(line: str, words: str) -> bool:
 
 @pytest.mark.parametrize(("flags", "words"), TRAINING)
 def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, words):
-    line = bad("train.py", *TINY, *TINY_BATCH, *places(sysu_tree, tmp_path), *flags.split())
+    line = bad("train.py", *TINY, *places(sysu_tree, tmp_path), *flags.split())
     assert holds(line, words)
 
 
@@ -117,7 +116,7 @@ def test_bad_flags_of_tools(bad, monkeypatch, tmp_path, tool, flags, words):
 def test_weights_that_cannot_be_downloaded(bad, sysu_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-    line = bad("train.py", *TINY, *TINY_BATCH, *places(sysu_tree, tmp_path), "--pretrained", "imagenet")
+    line = bad("train.py", *TINY, *places(sysu_tree, tmp_path), "--pretrained", "imagenet")
     assert holds(line, f"--pretrained imagenet {tmp_path / 'hub/checkpoints'}")
 
 
@@ -174,7 +173,7 @@ def test_bad_arrays(bad, broken, tmp_path):
     for number, (name, damage) in enumerate(ARRAYS):
         whole = (broken / name).read_bytes()
         damage(broken / name)
-        line = bad("train.py", *TINY, *TINY_BATCH, "--epochs", 0, *places(broken, tmp_path))
+        line = bad("train.py", *TINY, "--epochs", 0, *places(broken, tmp_path))
         assert holds(line, f"{broken} pre_process_sysu.py"), number
         (broken / name).write_bytes(whole)
 
@@ -185,25 +184,33 @@ def test_bad_arrays(bad, broken, tmp_path):
 def test_cameras_that_are_missing(bad, broken, tmp_path, cameras, words):
     for camera in cameras:
         shutil.rmtree(broken / f"cam{camera}")
-    assert holds(bad("train.py", *TINY, *TINY_BATCH, *places(broken, tmp_path)), words)
+    assert holds(bad("train.py", *TINY, *places(broken, tmp_path)), words)
 
 
-def test_bad_regdb_lists(bad, regdb_tree, tmp_path):
-    """Also such that leave the tree; links of its owner may."""
-    tree = tmp_path / "RegDB"
-    shutil.copytree(regdb_tree / "idx", tree / "idx")
-    for folder in ("Visible", "Thermal"):
-        (tree / folder).symlink_to(regdb_tree / folder)
-    flags = [*TINY, *TINY_BATCH, "--dataset", "regdb", *places(tree, tmp_path)]
-    for line, words in (
-        ("Visible/1/person_v_0001.bmp one", "line 1 one"),
-        ("Visible/1/person_v_0001.bmp 99999999999999999999", "line 1 99999999999999999999"),
-        ("/etc/secret.bmp 0", "line 1 outside"),
-        ("Visible/../../x 0", "line 1 outside"),
-        ("Visible/1/missing.bmp 0", "missing.bmp"),
-    ):
-        (tree / "idx/train_visible_1.txt").write_text(line + "\n" + "Visible/1/person_v_0001.bmp 1\n")
-        assert holds(bad("train.py", *flags), words), line
+LISTS = [  # dataset, file, first line, words
+    ("regdb", "train_visible_1.txt", "Visible/1/person_v_0001.bmp one", "line 1 one"),
+    ("regdb", "train_visible_1.txt", "Visible/1/person_v_0001.bmp 99999999999999999999", "line 1 99999999999999999999"),
+    ("regdb", "train_visible_1.txt", "/etc/secret.bmp 0", "line 1 outside"),
+    ("regdb", "train_visible_1.txt", "Visible/../../x 0", "line 1 outside"),
+    ("regdb", "train_visible_1.txt", "Visible/1/missing.bmp 0", "missing.bmp"),
+    ("llcm", "train_nir.txt", "nir/0001/x.jpg one", "train_nir.txt line 1"),
+    ("llcm", "train_vis.txt", "../secret.jpg 0", "train_vis.txt line 1 outside"),
+    ("llcm", "train_vis.txt", "vis/0001/missing.jpg 0", "missing.jpg"),
+    ("llcm", "test_id.txt", "one, two", "test_id.txt first line"),
+    ("llcm", "test_id.txt", "9999", "missing"),
+    ("llcm", "test_id.txt", None, "test_id.txt not found"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "file", "first", "words"), LISTS)
+def test_bad_lists(bad, request, tmp_path, dataset, file, first, words):
+    """Also such that leave the tree."""
+    tree = shutil.copytree(request.getfixturevalue(f"{dataset}_tree"), tmp_path / "tree")
+    lines = (tree / "idx" / file).read_text().splitlines()
+    (tree / "idx" / file).unlink()
+    if first:
+        (tree / "idx" / file).write_text("\n".join([first, *lines[1:]]))
+    assert holds(bad("train.py", *TINY, "--dataset", dataset, *places(tree, tmp_path)), words)
 
 
 # ---- checkpoints of others ------------------------------------------------------------------------------------------

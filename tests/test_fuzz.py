@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import features_file, result
 from hypothesis import given
 from hypothesis import strategies as st
-from made import features_file, result
 from PIL import Image
 
 import data_loader

@@ -1,32 +1,21 @@
 """LLCM: its lists, galleries and scores are those of its authors' code, and the road from files to figures."""
 
-import json
 import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, TINY_BATCH, places
-from test_parity import golden
+from conftest import TINY, golden, only, places
 
 from data_manager import DATASETS
 from eval_metrics import Distances, score_search
-from tools.make_synthetic import make_llcm
-from tools.score import load_features
 
 LLCM = DATASETS["llcm"]
 
 
 @pytest.fixture(scope="module")
-def tree(made_once) -> Path:
-    return made_once("llcm", lambda folder: make_llcm(folder / "LLCM", ids=9, images=2, seed=3)) / "LLCM"
-
-
-@pytest.fixture(scope="module")
 def published(tmp_path_factory) -> tuple:
     """The made-up test images, and what the published code listed, drew and computed; places are among the images."""
-    root, g = tmp_path_factory.mktemp("golden") / "LLCM", golden("llcm_eval")
+    root, g = tmp_path_factory.mktemp("golden") / "LLCM", golden("llcm_eval.npz")
     for name in g["names"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -61,50 +50,17 @@ def test_lists_galleries_and_scores_are_published_ones(published, search, name, 
         np.testing.assert_allclose(scores.mINP, g[f"{name}_mINP"][own.trial], rtol=0, atol=1e-10)
 
 
-def test_training_lists(tree):
-    for split, kind in zip(LLCM.train(str(tree), None), ("vis", "nir"), strict=True):
-        rows = [f"{os.path.relpath(path, tree)} {pid}" for path, pid in zip(split.paths, split.pids, strict=True)]
-        assert rows == (tree / f"idx/train_{kind}.txt").read_text().splitlines()
-        assert split.thermal.all() if kind == "nir" else not split.thermal.any()
-    test = LLCM.test(str(tree), None)
-    assert {*test.camids[test.thermal]} & {*test.camids[~test.thermal]}  # a camera number tells no modality
-
-
-def test_from_files_to_figures(output, bad, tree, tmp_path):
-    out, data = [*places(tree, tmp_path), "--workers", 0], ["--dataset", "llcm"]
-    output("train.py", *data, *TINY, *TINY_BATCH, *out, "--epochs", 2)
+def test_from_files_to_figures(call, bad, llcm_tree, tmp_path):
+    out, data = [*places(llcm_tree, tmp_path), "--workers", 0], ["--dataset", "llcm"]
+    call("train.py", *data, *TINY, *out, "--epochs", 2)
     (last,) = tmp_path.glob("llcm_*_last.t")
     file = tmp_path / "features.npz"
-    output("test.py", *data, *out, "--resume", last, "--search", "both", "--save_features", file)
-    (found,) = tmp_path.glob("test_*_both.json")
-    output("-m tools.score", *data, file, "--search", "both", "--log_path", tmp_path)
-    (again,) = tmp_path.glob("score_*_both.json")
-    results = [json.loads(path.read_text())["results"] for path in (found, again)]
-    assert results[0] == results[1] and [*dict.fromkeys(row["protocol"] for row in results[0])] == [
-        *LLCM.search_flags["search"]
-    ]
-    assert "v2t-published" in output("-m tools.report", found, "--out", tmp_path / "report.html")
+    call("test.py", *data, *out, "--resume", last, "--search", "both", "--save_features", file)
+    call("-m tools.score", *data, file, "--search", "both", "--log_path", tmp_path)
+    tested, scored = (only(tmp_path, f"{name}_*_both.json")["results"] for name in ("test", "score"))
+    assert tested == scored and {row["protocol"] for row in tested} == {*LLCM.search_flags["search"]}
+    found = next(tmp_path.glob("test_*.json"))
+    assert "v2t-published" in call("-m tools.report", found, "--out", tmp_path / "report.html")
     with np.load(file) as saved:
         np.savez(tmp_path / "foreign.npz", **{key: saved[key] for key in saved if key != "thermal"})
     assert "'thermal'" in bad("-m tools.score", *data, tmp_path / "foreign.npz", "--log_path", tmp_path)
-    assert load_features(str(file), LLCM)[0].thermal.any()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("train_nir.txt", "nir/0001/x.jpg one\n", "train_nir.txt line 1"),
-        ("train_vis.txt", "../secret.jpg 0\n", "train_vis.txt line 1 outside"),
-        ("train_vis.txt", "vis/0001/missing.jpg 0\n", "missing.jpg"),
-        ("test_id.txt", "one, two\n", "test_id.txt first line"),
-        ("test_id.txt", "9999\n", "missing"),
-        ("test_id.txt", None, "test_id.txt not found"),
-    ],
-)
-def test_bad_lists(bad, tree, tmp_path, name, content, words):
-    broken = shutil.copytree(tree, tmp_path / "LLCM")
-    (broken / "idx" / name).unlink()
-    if content:
-        (broken / "idx" / name).write_text(content)
-    line = bad("train.py", "--dataset", "llcm", *TINY, *TINY_BATCH, *places(broken, tmp_path / "out"), "--epochs", 0)
-    assert all(word in line for word in words.split())

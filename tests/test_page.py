@@ -9,8 +9,7 @@ import subprocess
 import threading
 
 import pytest
-from conftest import RUN, run_here
-from made import result
+from conftest import RUN, result, run_here
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # How wide the images and the text of a page are in a frame of some width, as a browser sees it.
@@ -45,12 +44,12 @@ def test_it_stands_alone_and_holds_all(page, sysu_run):
     assert "".join(cells) in content and content.count("<td>") == 3 * 6  # chance and two results
 
 
-def test_a_result_alone(call, tmp_path, capsys):
+def test_a_result_alone(call, tmp_path):
     """Without features, checkpoint or data there are still the table, also on the screen, and the CMC."""
     flags = {"dataset": "regdb", "data_path": None}
     (tmp_path / "r.json").write_text(result(networks=[{"checkpoint": "gone.t"}], flags=flags))
-    call("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "new" / "r.html")
-    content, screen = (tmp_path / "new" / "r.html").read_text(), capsys.readouterr().out
+    screen = call("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "new" / "r.html")
+    content = (tmp_path / "new" / "r.html").read_text()
     assert re.findall("<h2>(.*)</h2>", content) == ["Results", "CMC"]
     assert screen.count("50.00 ± 50.00") == 2 * 6 and "r.html" in screen and "gone.t" in screen
 

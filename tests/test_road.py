@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RUN, RUN_FLAGS, TINY, TINY_BATCH, places
+from conftest import ROOT, RUN, RUN_FLAGS, TINY, places
 
 import utils
 from model import EmbedNet
@@ -50,27 +50,27 @@ def test_training_leaves_checkpoints_metrics_and_a_log(sysu_run):
     assert all(word in log for word in ("low_dim=16", f"torch={torch.__version__.partition('+')[0]}", "test fc"))
 
 
-def test_the_last_line_names_the_command_to_run_next(output, sysu_run, tmp_path, monkeypatch):
+def test_the_last_line_names_the_command_to_run_next(call, sysu_run, tmp_path, monkeypatch):
     """Word for word, from anywhere."""
     log = (sysu_run["logs"] / f"{RUN}.log").read_text()  # to which refused commands of other tests may add lines
     command = shlex.split(re.search("was the last one; to score it: python (.*)", log)[1])
     command[0], command[command.index("--log_path") + 1] = str(ROOT / command[0]), tmp_path
     monkeypatch.chdir(tmp_path)
-    assert "indoor-search multi-shot" in output(*command, "--workers", 0)
+    assert "indoor-search multi-shot" in call(*command, "--workers", 0)
 
 
-def test_test_only_repeats_the_score_of_training(output, sysu_run, tmp_path):
+def test_test_only_repeats_the_score_of_training(call, sysu_run, tmp_path):
     best = sysu_run["models"] / f"{RUN}_best.t"
-    out = output("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--test-only", "--resume", best)
+    out = call("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--test-only", "--resume", best)
     trained = [line for line in (sysu_run["logs"] / f"{RUN}.log").read_text().splitlines() if line.startswith("test ")]
     assert [line for line in out.splitlines() if line.startswith("test ")] == trained
 
 
-def test_all_protocols_in_one_go(output, sysu_run, tmp_path):
+def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     """The flags are spelt in the other way, too."""
     flags = ["--data-path", sysu_run["data"], "--model-path", sysu_run["models"], f"--log-path={tmp_path}"]
     flags += ["--resume", f"{RUN}_best.t", "--test_batch", 16, "--workers", 0]
-    out = output("test.py", *flags, "--mode", "both", "--gall_mode", "both")
+    out = call("test.py", *flags, "--mode", "both", "--gall_mode", "both")
     found = read_results(tmp_path)
     modes, shots, features = ("all", "indoor"), ("single", "multi"), ("fc", "pool5", "chance")
     assert [*found] == [(f"{m}-search {s}-shot", f) for m in modes for s in shots for f in features]
@@ -83,17 +83,17 @@ def test_all_protocols_in_one_go(output, sysu_run, tmp_path):
     np.testing.assert_allclose(row["mean"]["rank1"], np.mean([t["cmc"][0] for t in row["trials"]]))
     np.testing.assert_allclose(row["std"]["mAP"], np.std([t["mAP"] for t in row["trials"]]))
     assert f"{100 * row['mean']['mAP']:.2f}" in out and out.count("chance") >= 4
-    output("test.py", *flags, "--distance", "euclidean")  # stripes of unit length rank alike by either distance
+    call("test.py", *flags, "--distance", "euclidean")  # stripes of unit length rank alike by either distance
     euclidean = read_results(tmp_path, "*euclidean.json")["all-search single-shot", "fc"]["trials"]
     np.testing.assert_allclose([trial["mAP"] for trial in euclidean], [trial["mAP"] for trial in trials])
 
 
-def test_going_on_from_a_published_checkpoint(output, sysu_tree, tmp_path):
+def test_going_on_from_a_published_checkpoint(call, sysu_tree, tmp_path):
     """It has weights, epoch and scores; training goes on from its epoch and its best rank-1."""
     net = EmbedNet(10, low_dim=16, arch="resnet18", pretrained="none").state_dict()
     torch.save({"net": net, "cmc": np.linspace(0.1, 1, 20), "mAP": 0.5, "epoch": 7}, tmp_path / "old.t")
-    flags = [*TINY, "--arch", "resnet18", *TINY_BATCH, *places(sysu_tree, tmp_path)]
-    out = output("train.py", *flags, "--resume", "old.t", "--epochs", 8)
+    flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path)]
+    out = call("train.py", *flags, "--resume", "old.t", "--epochs", 8)
     assert "no optimizer state" in out and "epoch   8 step" in out and "epoch   7 step" not in out
     (last,) = tmp_path.glob("*_last.t")
     state = utils.load_checkpoint(str(last))
@@ -103,7 +103,7 @@ def test_going_on_from_a_published_checkpoint(output, sysu_tree, tmp_path):
 def test_a_published_checkpoint_does_not_tell_its_rate_of_dropout(bad, sysu_tree, tmp_path):
     net = EmbedNet(10, low_dim=16, drop=0.3, arch="resnet18", pretrained="none")
     torch.save({"net": net.state_dict(), "epoch": 7}, tmp_path / "old.t")
-    flags = [*TINY, "--arch", "resnet18", *TINY_BATCH, *places(sysu_tree, tmp_path)]
+    flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path)]
     assert "--drop" in bad("train.py", *flags, "--resume", "old.t")
 
 
@@ -114,37 +114,37 @@ def test_a_published_checkpoint_does_not_tell_its_rate_of_dropout(bad, sysu_tree
         "--dist-type cos --thd 100 --w_hc 0.1 --img_h 120 --img_w 40 --mode indoor",  # the arrays are scaled
     ],
 )
-def test_other_settings_train_and_test(output, sysu_tree, tmp_path, flags):
+def test_other_settings_train_and_test(call, sysu_tree, tmp_path, flags):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
     out = [*places(sysu_tree, tmp_path), "--workers", 0]
-    output("train.py", *TINY, *TINY_BATCH, "--epochs", 0, *flags.split(), *out, "--tensorboard")
+    call("train.py", *TINY, "--epochs", 0, *flags.split(), *out, "--tensorboard")
     (checkpoint,), (file,), (log,) = (tmp_path.rglob(pattern) for pattern in ("*.t", "metrics.jsonl", "*.log"))
     board, metrics = EventAccumulator(str(file.parent)).Reload(), json.loads(file.read_text())
     for name in ("CE", "HC", "accuracy", "lr"):
         assert [(event.step, event.value) for event in board.Scalars(name)] == [(0, pytest.approx(metrics[name]))]
     assert ("classifier1.classifier.2.weight" in utils.load_checkpoint(str(checkpoint))["net"]) == ("--drop" in flags)
     assert ("HC 0.0000" in log.read_text()) == ("100" in flags)  # within such a margin the loss is zero
-    output("test.py", *out, "--resume", checkpoint)
+    call("test.py", *out, "--resume", checkpoint)
     assert read_results(tmp_path)["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
 
 
-def test_periodic_checkpoints_and_the_schedule(output, noise_tree, tmp_path):
+def test_periodic_checkpoints_and_the_schedule(call, noise_tree, tmp_path):
     """Epochs above 10 that --save_epoch divides are kept; the rate falls at 30. Few images make it quick."""
-    flags = [*TINY, *TINY_BATCH, *places(noise_tree, tmp_path), "--batch-size", 4, "--per_img", 1, "--save_epoch", 3]
+    flags = [*TINY, *places(noise_tree, tmp_path), "--batch-size", 4, "--per_img", 1, "--save_epoch", 3]
     flags += ["--resume", tmp_path / "start.t"]
     net, rates = EmbedNet(4, low_dim=16, arch="tiny", pretrained="none").state_dict(), []
     state = {"net": net, "cmc": [1.0] * 20, "mAP": 1.0, "config": {"arch": "tiny"}}
     for start, end in ((8, 9), (11, 12), (29, 30)):
         utils.save_checkpoint(str(tmp_path / "start.t"), state | {"epoch": start})
-        rates += re.findall(r"lr ([\d.e-]+)", output("train.py", *flags, "--method", f"from{start}", "--epochs", end))
+        rates += re.findall(r"lr ([\d.e-]+)", call("train.py", *flags, "--method", f"from{start}", "--epochs", end))
     assert sorted(re.findall(r"epoch_(\d+)\.t", " ".join(os.listdir(tmp_path)))) == ["12", "30"]
     assert [*map(float, rates)] == [0.008, 0.008, 0.0008]
 
 
-def test_regdb_all_trials_both_directions(output, bad, short_regdb, tmp_path):
+def test_regdb_all_trials_both_directions(call, bad, short_regdb, tmp_path):
     out = ["--dataset", "regdb", *places(short_regdb, tmp_path)]
-    output("train.py", *TINY, *TINY_BATCH, *out, "--epochs", 0, "--trial", 2)
+    call("train.py", *TINY, *out, "--epochs", 0, "--trial", 2)
     (trained,) = tmp_path.glob("regdb_*_trial2_*_last.t")
     assert "--trial 2" in bad("test.py", *out, "--trial", 1, "--resume", trained)
     # Ten models are ten trainings; here one's weights pose as all of them.
@@ -153,7 +153,7 @@ def test_regdb_all_trials_both_directions(output, bad, short_regdb, tmp_path):
     for trial in range(2, 11):
         (tmp_path / f"trial{trial}.t").symlink_to("trial1.t")
     flags = ["--trial", "all", "--search", "both", "--resume", "trial{trial}.t", "--img_h", 96, "--img_w", 32]
-    output("test.py", *out, *flags, "--workers", 0)
+    call("test.py", *out, *flags, "--workers", 0)
     found = read_results(tmp_path)
     assert {search for search, _ in found} == {"v2t", "t2v"}
     assert all([trial["trial"] for trial in row["trials"]] == [*range(1, 11)] for row in found.values())
@@ -185,7 +185,7 @@ def test_the_published_training_is_the_default(values, monkeypatch):
 
 @pytest.mark.parametrize(("dataset", "more"), [("sysu", "--mode all --gall-mode single "), ("regdb", "")])
 def test_the_published_test_scores_a_published_checkpoint(
-    output, dataset, more, sysu_tree, short_regdb, tmp_path, monkeypatch
+    call, dataset, more, sysu_tree, short_regdb, tmp_path, monkeypatch
 ):
     """Verbatim, with data in its place, on a file with nothing but net, cmc, mAP and epoch."""
     (tmp_path / "data").mkdir()
@@ -195,7 +195,7 @@ def test_the_published_test_scores_a_published_checkpoint(
     net = EmbedNet(395, arch="resnet18", pretrained="none").state_dict()
     torch.save({"net": net, "cmc": np.ones(20), "mAP": np.float64(1), "epoch": 7}, tmp_path / "DIR/NAME")
     monkeypatch.chdir(tmp_path)
-    out = output(str(ROOT / "test.py"), *PUBLISHED["test.py"].format(dataset, more).split())
+    out = call(str(ROOT / "test.py"), *PUBLISHED["test.py"].format(dataset, more).split())
     assert all(text in out for text in ("--lr, --w_hc", "ignored", "no GPU", "DIR/NAME, epoch 7"))
     (file,) = (tmp_path / "log").glob("*.json")
     network = json.loads(file.read_text())["networks"][0]

@@ -68,11 +68,11 @@ def test_infrared_follows_luminance_at_the_easy_end_only():
         assert least < np.corrcoef(np.transpose(pairs))[0, 1] < most
 
 
-def test_make_synthetic_leaves_other_folders_alone(output, bad, tmp_path):
+def test_make_synthetic_leaves_other_folders_alone(call, bad, tmp_path):
     tool = "-m tools.make_synthetic", "--dataset", "sysu", "--images", 2, "--workers", 1, "--out", tmp_path / "tree"
-    assert "written" in output(*tool, "--ids", 5)
+    assert "written" in call(*tool, "--ids", 5)
     before = files_of(tmp_path)
-    assert "already there" in output(*tool, "--ids", 5) and files_of(tmp_path) == before
+    assert "already there" in call(*tool, "--ids", 5) and files_of(tmp_path) == before
     assert "give another --out, or delete it" in bad(*tool, "--ids", 5, "--seed", 1)
     assert "--ids from 5" in bad(*tool, "--ids", 3)
 
