@@ -79,7 +79,7 @@ class ImageBatches:
     """Test images as batches (modality, rows, images), first all thermal ones, then all visible ones.
 
     ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``. With a
-    ``share`` (rank, processes) they are those of one process; ``rows`` of the whole are all places of its images.
+    ``share`` (rank, processes) they are those of one process.
     """
 
     def __init__(self, split: data_manager.Split, size: tuple, batch_size: int, workers: int, device, share=(0, 1)):
@@ -90,7 +90,6 @@ class ImageBatches:
             for rows in [np.flatnonzero(own)[share[0] :: share[1]]]
             for start in range(0, len(rows), batch_size)
         ]
-        self.rows = np.concatenate([np.empty(0, int), *(rows for _, rows in self.batches)])
 
     def __len__(self) -> int:
         return len(self.batches)

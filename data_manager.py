@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MODALITIES = ("visible", "thermal")
@@ -52,8 +51,7 @@ class Search(NamedTuple):
     gallery: np.ndarray
 
 
-Sides = list[tuple[np.ndarray, np.ndarray]]  # (query, gallery) of each trial, places among the test images
-RandPerm = np.ndarray | None  # see `read_rand_perm`
+Side = tuple[np.ndarray, int]  # mask of test images; how many are drawn of each person and camera, 0: all are taken
 
 
 class Dataset(NamedTuple):
@@ -64,11 +62,11 @@ class Dataset(NamedTuple):
     counts: dict[str, tuple[int, ...]]  # persons and, if known, visible and infrared images of "train" and "test"
     train: Callable[[str, int], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
     test: Callable[[str, int], Split]  # (root, trial) -> all test images
-    trials: range
-    protocol: str  # its name, with {} for the value of each of these flags
     search_flags: dict[str, tuple[str, ...]]  # flag -> its values
-    draw: Callable[..., Sides]  # of (test images, the flags' values, trials, rand_perm)
+    sides: Callable[..., tuple[Side, Side]]  # (test images, the flags' values) -> queries and gallery
     hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): not to be seen
+    protocol: str = "{}"  # its name, with {} for the value of each search flag
+    trials: range = range(10)
     thermal_cameras: tuple[int, ...] = ()  # tell the modality in files of features that do not
     counts_persons: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
@@ -76,43 +74,31 @@ class Dataset(NamedTuple):
     tuned: bool = True  # the defaults are published settings of this method
     official_persons: int = 0  # rows of the .mat files of its official evaluation, if there is one
 
-    def list_test(
-        self, root: str, choice: dict, trial: int | None, trials: Iterable[int] = (), rand_perm: RandPerm = None
-    ) -> tuple[Split, list[Search]]:
-        """All test images of ``trial``, if it has some of its own, and the `searches` among them."""
-        images = self.test(root, trial)
-        check_counts(images, self, "test")
-        return images, self.searches(images, choice, [trial] if self.trial_trains else trials, rand_perm)
-
     def values(self, choice: dict[str, str | None]) -> list[str]:
         """The value of each of ``search_flags``: the chosen one, or the first."""
         return [choice.get(flag) or known[0] for flag, known in self.search_flags.items()]
 
-    def searches(self, images: Split, choice: dict, trials: Iterable[int] = (), rand_perm=None) -> list[Search]:
-        """What to rank among all test ``images`` in some trials, or in all, of the chosen protocols.
+    def searches(self, images: Split, choice: dict, trials: Iterable[int] = (), draw: Callable | None = None):
+        """What to rank among all test ``images`` in some trials, or all, of the chosen protocols: a list of `Search`.
 
-        ``choice`` has values of ``search_flags``; "both" takes all. With ``rand_perm`` (`read_rand_perm`) galleries are
-        those of SYSU-MM01's official evaluation. ValueError: no such protocol, or nothing to search with or in.
+        ``choice`` has values of ``search_flags``; "both" takes all. ``draw`` is `seeded`, or another way to draw.
+        ValueError: no such protocol, or nothing to search with or in.
         """
-        trials, chosen = trials or self.trials, []
-        if rand_perm is not None and not self.official_persons:
-            raise ValueError(f"--gallery official is for SYSU-MM01: {self.title} has no such galleries")
+        check_counts(images, self, "test")
+        trials, chosen, found = trials or self.trials, [], []
         for value, (flag, known) in zip(self.values(choice), self.search_flags.items(), strict=True):
             if value not in (*known, "both"):
                 raise ValueError(f"{self.title} has no --{flag} {value}: give one of {', '.join(known)}, both")
             chosen.append(known if value == "both" else (value,))
-        return [
-            Search(self.protocol.format(*own), trial, *sides)
-            for own in itertools.product(*chosen)
-            for trial, sides in zip(trials, self.draw(images, own, trials, rand_perm), strict=True)
-        ]
+        for own in itertools.product(*chosen):
+            sides = [_draw(images, *side, trials, draw or seeded) for side in self.sides(images, *own)]
+            found += [Search(self.protocol.format(*own), *row) for row in zip(trials, *sides, strict=True)]
+        return found
 
 
 # ---- SYSU-MM01 ------------------------------------------------------------------------------------------------------
 
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
-GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
-SHOTS = {"single": 1, "multi": 10}  # gallery images per person and camera
 
 
 def sysu_train(root: str, trial: int = 0) -> tuple[Split, Split]:
@@ -131,64 +117,23 @@ def sysu_test(root: str, trial: int = 0) -> Split:
     return _in_folders(root, sorted({*_read_ids(root, "exp/test_id.txt")}), range(1, 7), INFRARED_CAMERAS)
 
 
+def sysu_sides(images: Split, mode: str, shots: str) -> tuple[Side, Side]:
+    """All infrared images query one ("single") or up to ten ("multi") images per person and camera of the search."""
+    cameras = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}[mode]
+    return (images.thermal, 0), (np.isin(images.camids, cameras), {"single": 1, "multi": 10}[shots])
+
+
 def sysu_query(root: str, mode: str = "all") -> Split:
     """All infrared images of the test persons: 3,803 in the real dataset, the same for both search modes."""
     images = sysu_test(root)
-    return images.take(sysu_draw(images, (mode, "single"), [0])[0][0])
+    return images.take(np.flatnonzero(images.thermal))
 
 
-def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0, rand_perm=None) -> Split:
-    """The gallery of one trial, as `sysu_draw` draws it."""
+def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0) -> Split:
+    """The gallery of one trial of a search, as `seeded` draws it: 301 images in the real dataset by default."""
     images = sysu_test(root)
-    return images.take(sysu_draw(images, (mode, gall_mode), [trial], rand_perm)[0][1])
-
-
-def sysu_draw(images: Split, values: tuple[str, str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
-    """Infrared queries; a gallery of one ("single") or up to ten ("multi") images per person and visible camera.
-
-    Trial t draws with seed t (FIDELITY 11), persons ascending and inside a person cameras ascending: single-shot with
-    Python's generator, as the field's baseline does, multi-shot with numpy's. With ``rand_perm`` the trials are 0 to 9
-    and the picks those of the official evaluation, cameras ascending and inside a camera persons ascending. A person's
-    images in a camera count in the order of their paths.
-    """
-    cameras, shots = GALLERY_CAMERAS[values[0]], SHOTS[values[1]]
-    query, places = np.flatnonzero(images.thermal), _places(images, np.isin(images.camids, cameras))
-    if not (len(query) and places):
-        raise ValueError(f"the test persons have no images in {f'cameras {cameras}' if len(query) else 'infrared'}")
-    short = sum(len(own) < shots for own in places.values())
-    if short:
-        log.warning("%s-search: %d (person, camera) pairs have fewer than ten images; all are used", values[0], short)
-
-    def seeded(trial: int) -> np.ndarray:
-        draw = np.random.RandomState(trial).choice
-        return np.concatenate([draw(own, min(shots, len(own)), replace=False) for own in places.values()])
-
-    def official(trial: int) -> np.ndarray:
-        picks = []
-        for (pid, cam), own in sorted(places.items(), key=lambda place: place[0][::-1]):
-            order = rand_perm[cam - 1, 0][pid - 1 : pid, 0]
-            if not len(order) or order[0].shape != (10, len(own)):
-                raise ValueError(f"person {pid}, camera {cam}: --rand_perm belongs to another tree")
-            picks += [own[number - 1] for number in order[0][trial, :shots]]
-        return np.array(picks)
-
-    if rand_perm is not None:
-        return [(query, official(trial)) for trial in trials]
-    return [(query, _one_each(places, trial) if shots == 1 else seeded(trial)) for trial in trials]
-
-
-def read_rand_perm(path: str) -> np.ndarray:
-    """The rand_perm_cam.mat of SYSU-MM01's authors: [camera - 1, 0][person - 1, 0] is a (10, n) permutation.
-
-    Row t orders the n images of that person in that camera for trial t; its numbers start at 1.
-    """
-    try:
-        cells = scipy.io.loadmat(path)["rand_perm_cam"]
-        if {camera.shape[1] for camera in cells.reshape(6)} == {1}:
-            return cells
-    except Exception:  # SciPy raises whatever the damage leads to
-        pass
-    raise OSError(f"--rand_perm {path} is missing, or not the rand_perm_cam.mat of SYSU-MM01's evaluation code")
+    (search,) = DATASETS["sysu"].searches(images, {"mode": mode, "gall_mode": gall_mode}, [trial])
+    return images.take(search.gallery)
 
 
 # ---- RegDB ----------------------------------------------------------------------------------------------------------
@@ -204,12 +149,10 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
     return _listed(root, f"{subset}_{modality}_{trial}.txt", 1 + thermal, thermal)
 
 
-def regdb_draw(images: Split, values: tuple[str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
+def regdb_sides(images: Split, search: str) -> tuple[Side, Side]:
     """All visible images query all thermal ones ("v2t"), or the other way round ("t2v")."""
-    sides = np.flatnonzero(~images.thermal), np.flatnonzero(images.thermal)
-    if not all(map(len, sides)):
-        raise ValueError("visible or thermal test images are missing")
-    return [sides if values == ("v2t",) else sides[::-1] for _ in trials]
+    query = images.thermal == (search == "t2v")
+    return (query, 0), (~query, 0)
 
 
 # ---- LLCM -----------------------------------------------------------------------------------------------------------
@@ -224,21 +167,45 @@ def llcm_test(root: str, trial: int = 0) -> Split:
     return joined(visible, _in_folders(os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, LLCM_CAMERAS))
 
 
-def llcm_draw(images: Split, values: tuple[str], trials: Iterable[int], rand_perm: RandPerm = None) -> Sides:
-    """All images of one modality query one image per person and camera of the other, drawn with seed t for trial t.
+def llcm_sides(images: Split, search: str) -> tuple[Side, Side]:
+    """All images of one modality query one image per person and camera of the other.
 
     "t2v": infrared queries visible, "v2t": visible queries infrared; "v2t-published" turns "v2t" round as the dataset's
     own evaluation does: the drawn infrared images query all visible ones (FIDELITY 26).
     """
-    gallery = images.thermal != (values == ("t2v",))
-    query, places = np.flatnonzero(~gallery), _places(images, gallery)
-    if not (len(query) and places):
-        raise ValueError("visible or infrared test images are missing")
-    sides = [(query, _one_each(places, trial)) for trial in trials]
-    return [side[::-1] for side in sides] if values == ("v2t-published",) else sides
+    query = images.thermal == (search == "t2v")
+    sides = (query, 0), (~query, 1)
+    return sides[::-1] if search == "v2t-published" else sides
 
 
 # ---- what the datasets share ----------------------------------------------------------------------------------------
+
+
+def _draw(images: Split, chosen: np.ndarray, shots: int, trials: Iterable[int], draw: Callable) -> list[np.ndarray]:
+    """The places of each trial's images: all the ``chosen`` ones, or up to ``shots`` of each person and camera."""
+    if not chosen.any():
+        seen = f"{(~images.thermal).sum()} visible and {images.thermal.sum()} infrared images"
+        raise ValueError(f"nothing to search: the test persons have {seen}, of cameras {[*map(int, {*images.camids})]}")
+    if not shots:
+        return [np.flatnonzero(chosen) for _ in trials]
+    places = {}
+    for i in sorted(np.flatnonzero(chosen), key=images.paths.__getitem__):
+        places.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
+    short = sum(len(own) < shots for own in places.values())
+    if short:
+        log.warning("%d (person, camera) pairs have fewer than %d gallery images; all are used", short, shots)
+    return [draw(dict(sorted(places.items())), shots, trial) for trial in trials]
+
+
+def seeded(places: dict[tuple[int, int], list[int]], shots: int, trial: int) -> np.ndarray:
+    """Up to ``shots`` images of each person and camera, persons ascending and inside a person cameras (FIDELITY 11).
+
+    ``places``: of each (person, camera) its images, in the order of their paths; keys ascending. The trial is the seed:
+    of Python's generator for one image each, as in the field's baseline, of numpy's for several.
+    """
+    one, some = random.Random(trial).choice, np.random.RandomState(trial).choice
+    picks = [[one(own)] if shots == 1 else some(own, min(shots, len(own)), replace=False) for own in places.values()]
+    return np.concatenate(picks)
 
 
 def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]]:
@@ -289,34 +256,16 @@ def _in_folders(root: str, pids: Iterable[int], cameras: Iterable[int], infrared
 
 
 def _listed(root: str, name: str, camid: int, thermal: bool) -> Split:
-    """The images, below ``root``, that idx/<name> lists in lines '<relative path> <label>'; labels are person ids.
-
-    All are of one camera number and modality.
-    """
+    """The images of one camera number and modality that idx/<name> lists: '<path below root> <person id>' a line."""
     index, rows = os.path.join(root, "idx", name), []
     for number, line in enumerate(_read_text(index, root).splitlines(), 1):
         path, label, *_ = [*line.strip().rsplit(None, 1), "", ""]
-        if line.strip() and not re.fullmatch("[0-9]{1,9}", label):
-            raise OSError(f"{index}, line {number}: {line!r} is not '<relative path> <label>'")
-        if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
-            raise OSError(f"{index}, line {number}: {path!r} points outside {root}; give paths relative to it")
+        outside = os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
+        if line.strip() and (outside or not re.fullmatch("[0-9]{1,9}", label)):
+            raise OSError(f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'")
         if line.strip():
             rows.append((os.path.join(root, path), int(label), camid, thermal))
     return _split(rows)
-
-
-def _places(images: Split, chosen: np.ndarray) -> dict[tuple[int, int], list[int]]:
-    """(person, camera) -> places of its ``chosen`` images in the order of their paths; keys ascending."""
-    places = {}
-    for i in sorted(np.flatnonzero(chosen), key=images.paths.__getitem__):
-        places.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
-    return dict(sorted(places.items()))
-
-
-def _one_each(places: dict[tuple[int, int], list[int]], trial: int) -> np.ndarray:
-    """One image of each person and camera, drawn with Python's generator as the field's baseline does."""
-    draw = random.Random(trial).choice
-    return np.array([draw(own) for own in places.values()])
 
 
 def _images(folder: str) -> list[str]:
@@ -347,10 +296,9 @@ DATASETS = {
         counts={"train": (395, 22258, 11909), "test": (96, 6775, 3803)},
         train=sysu_train,
         test=sysu_test,
-        trials=range(10),
         protocol="{}-search {}-shot",
         search_flags={"mode": ("all", "indoor"), "gall_mode": ("single", "multi")},
-        draw=sysu_draw,
+        sides=sysu_sides,
         # Cameras 2 and 3 look at the same room: a query of camera 3 does not see the gallery of camera 2.
         hidden=lambda q_pids, q_camids, g_pids, g_camids: (q_camids == 3)[:, None] & (g_camids == 2),
         thermal_cameras=INFRARED_CAMERAS,
@@ -364,9 +312,8 @@ DATASETS = {
         train=lambda root, trial: tuple(regdb_split(root, trial, m, "train") for m in MODALITIES),
         test=lambda root, trial: joined(*(regdb_split(root, trial, m, "test") for m in MODALITIES)),
         trials=range(1, 11),
-        protocol="{}",
         search_flags={"search": ("v2t", "t2v")},
-        draw=regdb_draw,
+        sides=regdb_sides,
         hidden=lambda q_pids, q_camids, g_pids, g_camids: np.zeros((len(q_pids), len(g_pids)), bool),
         thermal_cameras=(2,),
         counts_persons=False,
@@ -379,10 +326,8 @@ DATASETS = {
         counts={"train": (713,), "test": (351,)},
         train=lambda root, trial: tuple(_listed(root, f"train_{m}.txt", 0, m == "nir") for m in ("vis", "nir")),
         test=llcm_test,
-        trials=range(10),
-        protocol="{}",
         search_flags={"search": ("t2v", "v2t", "v2t-published")},
-        draw=llcm_draw,
+        sides=llcm_sides,
         # A query does not see the images of its person in the camera of its number.
         hidden=lambda q_pids, q_camids, g_pids, g_camids: (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids),
     ),

@@ -4,13 +4,14 @@ Distances are numpy arrays, smaller = more alike. Every measure is computed per 
 with a match in the gallery that they see (FIDELITY 12). Equal distances keep the gallery's order (FIDELITY 17).
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from scipy import sparse
 from torch import nn
 
 from data_manager import DATASETS, Dataset, Search, Split
@@ -18,6 +19,7 @@ from data_manager import DATASETS, Dataset, Search, Split
 KINDS = ("fc", "pool5")  # of features: of the six heads, and of the stripes before them
 RANKS = (1, 5, 10, 20)  # the reported ones
 MEASURES = {f"rank{r}": f"rank-{r}" for r in RANKS} | {"mAP": "mAP", "mINP": "mINP"}  # and how they are spelt
+log = logging.getLogger(__name__)
 BLOCK = 2**18  # distances ranked at a time: they stay in the processor's cache, and memory is bounded
 
 
@@ -191,59 +193,6 @@ class Distances:
         return -dots if self.kind == "cosine" else self.squares[0][rows, None] + self.squares[1] - 2 * dots
 
 
-def rerank(
-    query: np.ndarray, gallery: np.ndarray, kind: str = "cosine", k1: int = 20, k2: int = 6, weight: float = 0.3
-) -> np.ndarray:
-    """(q, g) float32 distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017, with its published parameters).
-
-    Two images are alike when each other's near neighbours are: the ``k1`` nearest of ``kind`` (`Distances`). The
-    neighbourhoods of the ``k2`` nearest are averaged; ``weight`` is the share of the plain distance (the paper's
-    lambda). A query is compared with all other queries too; this holds (q + g) x (q + g) float32 values.
-    """
-    features, q = np.concatenate([query, gallery]), len(query)
-    n = len(features)
-    plain, nearest = Distances(features, features, kind), []
-    distances = np.empty((n, n), np.float32)
-    k1, k2 = min(k1, n - 1), min(k2, n)
-    rows = max(64, BLOCK // n)
-    for start in range(0, n, rows):
-        block = (plain[start : start + rows] + (kind == "cosine")).clip(min=0)  # 1 - cosine, half the squared distance
-        distances[start : start + rows] = block / np.maximum(block.max(axis=1, keepdims=True), 1e-30)
-        near = np.sort(np.argpartition(block, k1, axis=1)[:, : k1 + 1], axis=1)
-        order = np.argsort(np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
-        nearest.append(np.take_along_axis(near, order, axis=1))
-    nearest = np.concatenate(nearest)  # (n, k1 + 1), each image's own first
-
-    def neighbours(k: int) -> sparse.csr_matrix:  # (n, n): who is among whose k nearest, 0 or 1
-        return sparse.csr_matrix(
-            (np.ones(n * k, np.float32), nearest[:, :k].ravel(), np.arange(0, n * k + 1, k)), (n, n)
-        )
-
-    def reciprocal(k: int) -> sparse.csr_matrix:
-        near = neighbours(k + 1)
-        return near.multiply(near.T).tocsr()
-
-    # A neighbour brings along its own neighbourhood if that lies mostly, by more than two thirds, in ours.
-    near, closer = reciprocal(k1), reciprocal(round(k1 / 2))
-    bring = near.multiply(near @ closer).tocsr()
-    bring.data = (3 * bring.data > 2 * np.diff(closer.indptr)[bring.indices]).astype(np.float32)
-    member = (near + bring @ closer).tocoo()  # (n, n), above 0 where the column is in the row's neighbourhood
-    close = np.exp(-distances[member.row, member.col]) * (member.data > 0)
-    weights = sparse.csr_matrix((close, (member.row, member.col)), (n, n))
-    weights = sparse.diags(1 / weights.sum(axis=1).A1) @ weights
-    weights = (neighbours(k2) / k2 @ weights).tocsr()
-
-    by_member = weights[q:].T.tocsr()  # row k: the gallery images that have image k in their neighbourhood
-    result = np.empty((q, n - q), np.float32)
-    for i in range(q):
-        own = weights[i]
-        others = by_member[own.indices]
-        shared = np.minimum(others.data, np.repeat(own.data, np.diff(others.indptr)))
-        overlap = np.bincount(others.indices, shared, minlength=n - q)
-        result[i] = (1 - weight) * (1 - overlap / (2 - overlap)) + weight * distances[i, q:]
-    return result
-
-
 # ---- results --------------------------------------------------------------------------------------------------------
 
 
@@ -280,16 +229,16 @@ def score_search(search: Search, images: Split, compared: np.ndarray | Distances
 class Results:
     """Scores of several kinds of features under the protocols of a dataset, trial by trial.
 
-    Beside the features stand random rankings, "chance", drawn with ``seed``. ``distance`` is a kind of `Distances`,
-    ``reranked`` compares by `rerank` of it.
+    Beside the features stand random rankings, "chance", drawn with ``seed``. ``compare``: of (query, gallery) features,
+    `Distances` or what it gives.
 
     Attributes:
         counts: {protocol: Counts} of its first trial.
         scores: {(protocol, feature): {trial: Scores}}.
     """
 
-    def __init__(self, dataset: Dataset, distance: str = "cosine", reranked: bool = False, seed: int = 1):
-        self.dataset, self.distance, self.reranked, self.seed = dataset, distance, reranked, seed
+    def __init__(self, dataset: Dataset, seed: int = 1, compare: Callable = Distances):
+        self.dataset, self.seed, self.compare = dataset, seed, compare
         self.counts, self.scores = {}, {}
 
     def add(self, search: Search, images: Split, features: dict[str, np.ndarray]) -> None:
@@ -297,9 +246,8 @@ class Results:
         if search.protocol not in self.counts:
             self.counts[search.protocol] = Counts.of(search, images, self.dataset)
         chance = np.random.default_rng([self.seed, search.trial]).random((len(search.query), len(search.gallery)))
-        compare = rerank if self.reranked else Distances
         for feature, values in (*features.items(), ("chance", None)):
-            distmat = chance if values is None else compare(values[search.query], values[search.gallery], self.distance)
+            distmat = chance if values is None else self.compare(values[search.query], values[search.gallery])
             scores = score_search(search, images, distmat, self.dataset)
             self.scores.setdefault((search.protocol, feature), {})[search.trial] = scores
 
@@ -308,12 +256,6 @@ class Results:
         trials = [scores.measures() for scores in self.scores[protocol, feature].values()]
         values = {name: [trial[name] for trial in trials] for name in MEASURES}
         return {name: (float(np.mean(found)), float(np.std(found))) for name, found in values.items()}
-
-    def near_chance(self) -> list[str]:
-        """The protocols and features whose rank-1 is below twice what chance gives, in words."""
-        rank1 = {key: self.mean_and_std(*key)["rank1"][0] for key in self.scores if key[1] != "chance"}
-        low = {key: value for key, value in rank1.items() if value < min(2 * self.counts[key[0]].chance, 1)}
-        return [f"{' '.join(key)} {value:.1%}" for key, value in low.items()]
 
     def table(self) -> str:
         """What was ranked, then a row of percentages for each protocol and feature."""
@@ -325,6 +267,19 @@ class Results:
             cells = [f"{100 * mean:.2f}" + f" ± {100 * std:4.2f}" * (n_trials > 1) for mean, std in pairs]
             lines.append(f"{key[0]:26s}{key[1]:9s}" + "".join(f"{cell:>14s}" for cell in cells))
         return "\n".join([*lines, "%" + f", mean ± deviation over {n_trials} trials" * (n_trials > 1)])
+
+    def near_chance(self) -> list[str]:
+        """The protocols and features whose rank-1 is below twice what chance gives, in words."""
+        rank1 = {key: self.mean_and_std(*key)["rank1"][0] for key in self.scores if key[1] != "chance"}
+        low = {key: value for key, value in rank1.items() if value < min(2 * self.counts[key[0]].chance, 1)}
+        return [f"{' '.join(key)} {value:.1%}" for key, value in low.items()]
+
+    def log(self, options: list[str], trained: bool = True) -> None:
+        """Log the table, and the ``options`` that are not at their default; warn of a trained network near chance."""
+        log.info("\n%s%s", self.table(), f"; options: {', '.join(options)}" if options else "")
+        low = self.near_chance()
+        if trained and low:
+            log.warning("rank-1 is below twice chance (%s): is the network trained, and on these data?", ", ".join(low))
 
     def to_json(self) -> dict:
         rows = []
@@ -342,6 +297,8 @@ class Results:
 @torch.no_grad()
 def extract_features(net: nn.Module, batches: Iterable[tuple], n: int, kinds=KINDS, flip=False) -> dict:
     """Embed n images: {"fc": (n, parts * low_dim), "pool5": (n, parts * C)}, float arrays.
+
+    Each process of a run embeds its own ``batches``, and all get the features of all.
 
     Args:
         net: called as ``net(visible=images)`` or ``net(thermal=images)`` in evaluation mode, gives (pool5, fc).
@@ -365,6 +322,8 @@ def extract_features(net: nn.Module, batches: Iterable[tuple], n: int, kinds=KIN
             values = values.cpu().numpy()
             if not np.isfinite(values).all():
                 raise FloatingPointError(f"{kind} features of {modality} images are not finite: the network is broken")
-            features.setdefault(kind, np.empty((n, values.shape[1]), values.dtype))[rows] = values
+            features.setdefault(kind, np.zeros((n, values.shape[1]), values.dtype))[rows] = values
     net.train(was_training)
+    for values in features.values() if dist.is_initialized() else ():
+        dist.all_reduce(torch.from_numpy(values))  # a row is zero but on one process
     return features

@@ -8,9 +8,8 @@ Each image is embedded once, whatever the number of trials and protocols. The sh
 images are read from the checkpoint. --log_path gets test_<name>.log, and test_<name>.json with every trial's scores.
 The rows "chance" are random rankings of the same lists. The published training flags are accepted and ignored.
 
-SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does, or are those of the official
-evaluation (--gallery official), which compares Euclidean distances (--distance euclidean). Features can be kept
-(--save_features, for tools.score) and handed to that evaluation's own code (--mat).
+SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does. --save_features keeps the
+features for tools.score, which also has the official galleries, Euclidean distances and re-ranking.
 """
 
 import argparse
@@ -19,7 +18,6 @@ import logging
 import os
 
 import numpy as np
-import scipy.io
 from tqdm import tqdm
 
 import data_loader
@@ -46,8 +44,8 @@ def build_parser() -> utils.Parser:
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
     add("--seed", type=int, default=1, help="seed of the random rankings and of an untrained network (%(default)s)")
     add("--save_features", metavar="FILE", help="write the features of all test images, .npz, for tools.score")
-    add("--mat", metavar="DIR", help="write them as .mat files for SYSU-MM01's official evaluation")
-    utils.add_scoring_flags(parser)
+    utils.add_search_flags(add, both=True)
+    add("--tvsearch", dest="search", action="store_const", const="t2v", help="short for --search t2v")
     for flag in ("lr", "optim", "epochs", "batch-size", "per_img", "w_hc", "thd", "dist-type", "save_epoch", "method"):
         parser.add_argument(f"--{flag}", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--test-only", action=Ignored, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -67,8 +65,6 @@ def parse_args() -> argparse.Namespace:
     dataset = DATASETS[args.dataset]
     if bool(args.resume) == bool(args.pretrained):
         parser.error("name the checkpoint with --resume, or score an untrained network with --pretrained none")
-    if args.mat and not dataset.official_persons:
-        parser.error(f"--mat is for SYSU-MM01: {dataset.title} has no official evaluation code")
     args.trials = [None]
     if dataset.trial_trains:
         args.trials = [*dataset.trials] if args.trial == "all" else [int(args.trial)]
@@ -105,12 +101,12 @@ def load_network(args: argparse.Namespace, trial: int | None) -> tuple[EmbedNet,
 
 
 def embed(net: EmbedNet, known: dict, args: argparse.Namespace, images: Split) -> dict[str, np.ndarray]:
-    """The kinds of features that --features asks for, (N, dim) each, all on process 0."""
+    """The kinds of features that --features asks for, (N, dim) each."""
     size, device, share = (known["img_h"], known["img_w"]), next(net.parameters()).device, utils.share()
     batches = data_loader.ImageBatches(images, size, args.test_batch, args.workers, device, share)
     bar = tqdm(batches, f"embed {len(images.paths)} images", unit="batch", disable=share[0] > 0 or None, leave=False)
     kinds = KINDS if args.features == "both" else (args.features,)
-    return utils.gather_features(extract_features(net, bar, len(images.paths), kinds, args.flip), batches.rows)
+    return extract_features(net, bar, len(images.paths), kinds, args.flip)
 
 
 def save_features(path: str, images: Split, features: dict[str, np.ndarray], known: dict, root: str) -> None:
@@ -122,22 +118,9 @@ def save_features(path: str, images: Split, features: dict[str, np.ndarray], kno
     log.info("features: %s", path)
 
 
-def write_mat(folder: str, images: Split, features: dict[str, np.ndarray], persons: int) -> None:
-    """Files <kind>_cam<number>.mat with a cell array "feature": row i of cell {person id} is their i-th image."""
-    for kind, values in features.items():
-        for cam in np.unique(images.camids):
-            cells = np.empty((max(persons, images.pids.max()), 1), dtype=object)
-            for pid in range(1, len(cells) + 1):
-                cells[pid - 1, 0] = values[(images.pids == pid) & (images.camids == cam)].astype(np.float64)
-            with utils.whole_file(os.path.join(folder, f"{kind}_cam{cam}.mat")) as path, open(path, "wb") as file:
-                scipy.io.savemat(file, {"feature": cells})
-    log.info("features for the official evaluation: %s", os.path.join(folder, "<kind>_cam<number>.mat"))
-
-
 def main() -> None:
     args = parse_args()
-    options = ["flip"] * args.flip + utils.scoring_options(args)
-    dataset = DATASETS[args.dataset]
+    options, dataset, first = ["flip"] * args.flip, DATASETS[args.dataset], utils.share()[0] == 0
     untrained = f"untrained_{os.path.basename(args.pretrained or '')}"
     name = os.path.basename(args.resume).removesuffix(".t") if args.resume else untrained
     what = [f"trial-{args.trial}"] * dataset.trial_trains + dataset.values(vars(args))
@@ -146,34 +129,30 @@ def main() -> None:
     utils.start_log(args, f"{output}.log")
     if "ignored" in args:
         log.info("note: only training uses %s: ignored", ", ".join(args.ignored))
-    if args.save_features:
-        utils.make_folder(os.path.dirname(args.save_features), "--save_features")
-    if args.mat:
-        utils.make_folder(args.mat, "--mat")
+    os.makedirs(os.path.dirname(args.save_features or "") or ".", exist_ok=True)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
-    rand_perm = data_manager.read_rand_perm(args.rand_perm) if args.rand_perm else None
 
-    results, networks = Results(dataset, args.distance, args.rerank, args.seed), []
-    for trial in args.trials if args.resume else ():  # a missing one is better known now than after the first trial
-        utils.find_checkpoint(name_of(args.resume, trial), args.model_path)
-    lists = [dataset.list_test(args.data_path, vars(args), trial, rand_perm=rand_perm) for trial in args.trials]
-    for trial, (images, searches) in zip(args.trials, lists, strict=True):
-        if not (args.save_features or args.mat):
+    results, networks = Results(dataset, args.seed), []
+    tests = []
+    for trial in args.trials:  # what is missing is better known now than after the first trial
+        if args.resume:
+            utils.find_checkpoint(name_of(args.resume, trial), args.model_path)
+        images = dataset.test(args.data_path, trial)
+        tests.append((trial, images, dataset.searches(images, vars(args), [trial] if trial else ())))
+    for trial, images, searches in tests:
+        if not args.save_features:
             images, searches = data_manager.restrict(images, searches)
         net, known = load_network(args, trial)
         networks.append(known)
         features = embed(to_device(net, device), known, args, images)
-        if not features:
-            continue  # process 0 has them all
-        for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
+        for search in tqdm(searches if first else (), "score", unit="trial", disable=None, leave=False):
             results.add(search, images, features)
-        if args.save_features:
+        if args.save_features and first:
             save_features(name_of(args.save_features, trial), images, features, known, args.data_path)
-        if args.mat:
-            write_mat(args.mat, images, features, dataset.official_persons)
-    if utils.share()[0] == 0:
-        utils.write_results(results, networks, options, args, f"{output}.json")
+    if first:
+        results.log(options, trained=bool(args.resume))
+        utils.write_results(f"{output}.json", results.to_json(), networks, options, args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Every second epoch is tested. --model_path gets <run>_last.t, <run>_best.t (best
 
 import argparse
 import contextlib
+import datetime
 import inspect
 import json
 import logging
@@ -24,8 +25,6 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 import data_loader
 import utils
@@ -34,7 +33,8 @@ from eval_metrics import Counts, Distances, Scores, extract_features, score_sear
 from loss import Term, loss_terms, total
 from model import BACKBONES, EmbedNet, network_of, to_device
 
-LOG_EVERY = 50  # steps
+LOG_EVERY = 20  # steps
+YES_NO = argparse.BooleanOptionalAction  # --flag or --no-flag
 PROGRESS = ("epoch", "step", "cmc", "mAP", "best", "metrics")  # of a run, as its checkpoints keep it
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,14 +57,9 @@ def build_parser() -> utils.Parser:
     add("--seed", type=int, default=1, help="seed of everything random (%(default)s)")
     add("--amp", choices=[*AMP], default="off", help="precision of the network: faster, rounds more (%(default)s)")
     add("--tf32", action="store_true", help="use TF32 on a GPU: faster, rounds more")
-    add(
-        "--sync_bn",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="several GPUs: BatchNorm sees the whole batch (yes)",
-    )
+    add("--sync_bn", action=YES_NO, default=True, help="several GPUs: BatchNorm sees the whole batch (yes)")
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
-    add("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="repeat exactly on a GPU (yes)")
+    add("--deterministic", action=YES_NO, default=True, help="repeat exactly on a GPU (yes)")
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
     place("--method", default="id", help="a word for the names of the run's files (%(default)s)")
     place("--epochs", type=int, help=f"the last epoch: N trains N + 1 epochs, 0 to N ({utils.by_dataset('epochs')})")
@@ -72,7 +67,7 @@ def build_parser() -> utils.Parser:
     place("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
     place("--test-only", action="store_true", help="score the --resume checkpoint and stop")
     place("--cache", choices=["auto", "device", "host"], default="auto", help="where images are kept (%(default)s)")
-    place("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard scalars (yes)")
+    place("--tensorboard", action=YES_NO, default=True, help="write TensorBoard scalars (yes)")
     return parser
 
 
@@ -158,34 +153,26 @@ def train_epoch(run: "Run", batches: data_loader.TrainBatches, epoch: int) -> No
     args, steps, lr = run.args, batches.sampler.steps, learning_rate(epoch, run.args.lr)
     set_learning_rate(run.optimizer, lr)
     run.net.train()
-    first = run.step
-    begin = looked = time.perf_counter()
-    show = {"disable": run.rank > 0 or None, "leave": False}  # None: in a terminal
-    bar = tqdm(batches.epoch(epoch, first), f"epoch {epoch}", steps, initial=first, **show)
-    for batch in bar:
+    first, begin = run.step, time.perf_counter()
+    for batch in batches.epoch(epoch, first):
         losses, accuracy = train_step(run.fast_net, run.optimizer, batch, run.terms, AMP[args.amp], run.scaler)
         run.sums += utils.mean(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
         run.step += 1
-        a_line = run.step % LOG_EVERY == 0 or run.step == steps
-        if a_line or time.perf_counter() > looked + 1:  # looking at the sums waits for the device
+        if run.step % LOG_EVERY == 0 or run.step == steps:  # looking at the sums waits for the device
             words = "  ".join(f"{name} {mean:.4f}" for name, mean in run.means().items())
-            looked = time.perf_counter()
-            pace = (looked - begin) / (run.step - first)
+            pace = (time.perf_counter() - begin) / (run.step - first)  # seconds a step
             words += f"  lr {lr:g}  {2 * args.batch_size / pace:.0f} images/s"
-            bar.set_postfix_str(words)
-        if a_line:
-            left = tqdm.format_interval(pace * ((args.epochs - epoch + 1) * steps - run.step))
+            left = datetime.timedelta(seconds=round(pace * ((args.epochs - epoch + 1) * steps - run.step)))
             log.info(f"epoch {epoch:3d} step {run.step:4d}/{steps}  {words}  {left} left")
         run.after_step()
 
 
 def evaluate(net: EmbedNet, images: Split, search: Search, args: argparse.Namespace) -> dict[str, Scores]:
-    """Log and return the scores of the fc and the pool5 features: {"fc": Scores, "pool5": Scores}, on process 0."""
+    """Log and return the scores of the fc and the pool5 features: {"fc": Scores, "pool5": Scores}."""
     size, device = (args.img_h, args.img_w), next(net.parameters()).device
     batches = data_loader.ImageBatches(images, size, args.test_batch, args.workers, device, utils.share())
-    features = utils.gather_features(extract_features(net, batches, len(images.paths)), batches.rows)
     scores = {}
-    for kind, values in features.items():
+    for kind, values in extract_features(net, batches, len(images.paths)).items():
         distances = Distances(values[search.query], values[search.gallery])
         scores[kind] = score_search(search, images, distances, DATASETS[args.dataset])
         log.info(f"test {kind:6s} {scores[kind]}")
@@ -205,8 +192,8 @@ def main() -> None:
         net = network_of(*utils.open_checkpoint(args, [flag.dest for flag in parser.shapes()]), args.drop)
         evaluate(to_device(net, device), images, search, args)
         return
-    utils.make_folder(args.model_path, "--model_path")
-    utils.make_folder(os.path.join(args.log_path, name), "--log_path")
+    for folder in (args.model_path, os.path.join(args.log_path, name)):
+        os.makedirs(folder, exist_ok=True)
     lock = FileLock(os.path.join(args.model_path, f"{name}.lock"), timeout=0)
     with contextlib.nullcontext() if rank else lock:
         data = data_loader.load_training_set(dataset, args.data_path, args.trial, size, args.workers)
@@ -222,16 +209,16 @@ def main() -> None:
         run = Run(name, args, to_device(net, device), data.n_class)
         if checkpoint:
             run.restore(checkpoint)
-        if len({*utils.gather((run.epoch, run.step))}) > 1:
+        steps = (run.epoch + 1) * sampler.steps + run.step
+        if utils.mean(torch.tensor(float(steps))) != steps:
             raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
-        with logging_redirect_tqdm(), utils.stop_signals() as run.stop:
-            for epoch in range(run.epoch + 1, args.epochs + 1):
+        for epoch in range(run.epoch + 1, args.epochs + 1):
+            tested = epoch > 0 and epoch % 2 == 0
+            with utils.stop_signals() as run.stop:
                 train_epoch(run, batches, epoch)
-                scores = {}
-                if epoch > 0 and epoch % 2 == 0:
-                    with run.testing():
-                        scores = evaluate(net, images, search, args)
-                run.finish_epoch(scores)
+                run.save("last") if tested else run.finish_epoch({})
+            if tested:  # a signal ends the program at once: nothing is lost
+                run.finish_epoch(evaluate(net, images, search, args))
         run.end()
 
 
@@ -269,28 +256,14 @@ class Run:
         return {"loss": total(self.terms, means)} | means
 
     def after_step(self) -> None:
-        """Save within the epoch, or stop, if that is asked for."""
-        if self.args.save_every_steps and self.step % self.args.save_every_steps == 0:
+        """Save within the epoch, if that is asked for; save and end all processes, if a signal came to one of them."""
+        stop = utils.mean(torch.tensor(float(self.stop.status))) > 0  # on the CPU: no GPU waits
+        if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
             self.save("last")
-        self.stop_if_asked()
-
-    def stop_if_asked(self) -> None:
-        """Save and end the program, in all processes after the same step, if a signal came to one of them."""
-        if utils.mean(torch.tensor(float(self.stop.status))) > 0:  # on the CPU: no GPU waits
-            self.save("last")
+        if stop:
             log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
             utils.end_processes()
             sys.exit(self.stop.status or 143)  # 143: another process got the signal
-
-    @contextlib.contextmanager
-    def testing(self):
-        """Save, and let a signal end the program at once, in each process by itself: a test changes nothing."""
-        self.save("last")
-        self.stop_if_asked()
-        self.stop.at_once = True
-        yield
-        utils.mean(torch.zeros(1))  # the others wait for process 0's scores
-        self.stop.at_once = False
 
     def finish_epoch(self, scores: dict[str, Scores]) -> None:
         """Record what came of the epoch, and of its test if there was one, and save."""
@@ -323,7 +296,7 @@ class Run:
     def save(self, *kinds: str) -> None:
         """Write <run>_<kind>.t, "last" at the end, then metrics.jsonl. FloatingPointError: the network is broken."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})  # of each process
+        rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
         for buffer in self.net.buffers() if dist.is_initialized() else ():
             dist.broadcast(buffer, 0)  # --no-sync_bn lets them differ
         if self.rank:
@@ -404,8 +377,9 @@ def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
 def list_test(args: argparse.Namespace) -> tuple[Split, Search]:
     """The test that runs during training: the dataset's first search and draw, single-shot (FIDELITY 23)."""
     dataset = DATASETS[args.dataset]
-    listed = dataset.list_test(args.data_path, vars(args), args.trial, dataset.trials[:1])
-    images, (search,) = restrict(*listed)
+    images = dataset.test(args.data_path, args.trial)
+    searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
+    images, (search,) = restrict(images, searches)
     counts = Counts.of(search, images, dataset)
     log.info("test: %s", counts)
     if counts.without_match == counts.queries:  # better known now than after some epochs

@@ -90,12 +90,11 @@ def positive(text: str) -> int:
 
 def add_data_flags(parser: Parser) -> None:
     """Where images are, how large they become, and who reads them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux; elsewhere
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's processes share them
     parser.data.add_argument("--img_h", type=positive, default=288, help="image height in pixels (%(default)s)")
     parser.data.add_argument("--img_w", type=positive, default=144, help="image width in pixels (%(default)s)")
     parser.place.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
-    parser.place.add_argument("--workers", type=int, default=cores, help="processes that read images (%(default)s)")
+    parser.place.add_argument("--workers", type=int, default=torch.get_num_threads(),
+                              help="processes that read images (%(default)s)")  # fmt: skip
 
 
 def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
@@ -114,31 +113,12 @@ def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
 
 
 def add_search_flags(add: Callable, both: bool = False) -> None:
-    """The flags that choose protocols, with the values of all datasets that have them."""
+    """The flags that choose protocols, with the values of all datasets that have them; ``both`` may be chosen, too."""
     for flag, text in (("mode", "gallery cameras"), ("gall_mode", "images per person"), ("search", "query to gallery")):
         known = {d.title: d.search_flags[flag] for d in DATASETS.values() if flag in d.search_flags}
         choices = [*dict.fromkeys(value for values in known.values() for value in values)] + ["both"] * both
         default = ", ".join(f"{title} {values[0]}" for title, values in known.items())
         add(f"--{flag.replace('_', '-')}", choices=choices, help=f"{text} ({default})")
-
-
-def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of whatever scores features: the protocols and the distance."""
-    add = parser.add_argument_group("protocols").add_argument
-    add_search_flags(add, both=True)
-    add("--tvsearch", dest="search", action="store_const", const="t2v", help="short for --search t2v")
-    add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten galleries (%(default)s)")
-    add("--rand_perm", metavar="FILE", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
-    add("--distance", choices=["cosine", "euclidean"], default="cosine", help="distance of features (%(default)s)")
-    add("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al. 2017); compares queries too")
-
-
-def scoring_options(args: argparse.Namespace) -> list[str]:
-    """What of these flags is not at its default, in words that name results. ValueError: they contradict."""
-    if (args.gallery == "official") != bool(args.rand_perm):
-        raise ValueError("--gallery official and --rand_perm FILE, its rand_perm_cam.mat, go together")
-    choices = {"official": args.gallery == "official", "euclidean": args.distance == "euclidean", "rerank": args.rerank}
-    return [option for option, chosen in choices.items() if chosen]
 
 
 # ---- errors and signals ---------------------------------------------------------------------------------------------
@@ -183,18 +163,16 @@ def fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[SimpleNamespace]:
-    """Yield ``stop``: ``stop.status`` is an exit status once SIGINT, SIGTERM or SIGHUP has come.
+    """Yield ``stop``: ``stop.status`` is an exit status once SIGINT, SIGTERM or SIGHUP has come. A second ends at once.
 
-    A second signal ends the program, and while ``stop.at_once`` is set the first one does. torchrun repeats signals,
-    and kills after half a minute: under it a second one changes nothing.
+    Under torchrun, which repeats signals and kills after half a minute, a second one changes nothing.
     """
-    stop = SimpleNamespace(status=0, at_once=False)
+    stop = SimpleNamespace(status=0)
 
     def note(number: int, _) -> None:
-        again, stop.status = stop.status, 128 + number
-        if stop.at_once or (again and not dist.is_initialized()):
-            log.warning("stopped at once: --resume last goes on from the last checkpoint")
+        if stop.status and not dist.is_initialized():
             sys.exit(stop.status)
+        stop.status = 128 + number
 
     numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}  # Windows has no SIGHUP
     before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
@@ -203,6 +181,8 @@ def stop_signals() -> Iterator[SimpleNamespace]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stop.status:  # it came too late to be looked at inside
+        sys.exit(stop.status)
 
 
 # ---- the processes of a run: torchrun starts one for each GPU -------------------------------------------------------
@@ -228,29 +208,14 @@ def mean(x: torch.Tensor) -> torch.Tensor:
 
 
 def gather(value) -> list:
-    """On process 0, which alone writes files, each process's value, by rank; on the others []."""
-    rank, processes = share()
-    found = [] if rank else [value] * processes
+    """Each process's value, by rank."""
+    found = [value] * share()[1]
     if dist.is_initialized():
-        dist.gather_object(value, found or None)  # torch fills the list of process 0, and wants None from the others
+        dist.all_gather_object(found, value)
     return found
 
 
-def gather_features(features: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """On process 0 its arrays (N, dim), with the ``rows`` that each process has embedded; on the others {}."""
-    parts = gather((rows, {kind: values[rows] for kind, values in features.items()}))
-    for others, own in parts[1:]:
-        for kind, values in own.items():
-            features[kind][others] = values
-    return features if parts else {}
-
-
 # ---- logs, device and seeds -----------------------------------------------------------------------------------------
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return "warning: " * (record.levelno >= logging.WARNING) + super().format(record)
 
 
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
@@ -258,14 +223,14 @@ def start_log(args: argparse.Namespace, path: str | None = None) -> None:
     handlers = [logging.StreamHandler(sys.stdout)]
     handlers[0].setLevel(logging.INFO)
     if path:
-        make_folder(os.path.dirname(path), "--log_path")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
-    for handler in handlers:
-        handler.setFormatter(_Formatter())
-        if share()[0]:  # process 0 speaks for all; of the others the log gets tracebacks
-            handler.addFilter(lambda record: bool(record.exc_info))
+    for handler in handlers if share()[0] else ():  # process 0 speaks for all; of the others the log gets tracebacks
+        handler.addFilter(lambda record: bool(record.exc_info))
     logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
-    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    for level, word in ((logging.DEBUG, ""), (logging.INFO, ""), (logging.WARNING, "warning: ")):
+        logging.addLevelName(level, word)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s%(message)s", handlers=handlers, force=True)
     script_log.setLevel(logging.DEBUG)
     for title, values in (("flags", dict(sorted(vars(args).items()))), ("versions", versions())):
         script_log.debug("%s: %s", title, " ".join(f"{name}={value}" for name, value in values.items()))
@@ -284,22 +249,22 @@ def select_device(gpu: int, persons: int = 0) -> torch.device:
 
     Processes can share ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
     """
-    count, index, words = torch.cuda.device_count(), gpu, ""
-    if dist.is_initialized():
-        index, words = int(os.environ["LOCAL_RANK"]), f"; {share()[1]} processes, --gpu is ignored"
-    elif gpu >= count:
-        index, words = 0, f"; there is no GPU {gpu}" * (count > 0)
+    count, processes, note = torch.cuda.device_count(), share()[1], ""
+    if processes > 1:
+        gpu, note = int(os.environ["LOCAL_RANK"]), f"; {processes} processes, --gpu is ignored"
     if not count:
-        log.info("device: cpu (no GPU is available)%s", words)
+        log.info("device: cpu (no GPU is available)%s", note)
         return torch.device("cpu")
     usable = max(n for n in range(1, count + 1) if persons % n == 0)
-    if index >= count:
+    if gpu >= count and processes > 1:
         raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={usable}")
-    log.info("device: cuda:%d (%s)%s", index, torch.cuda.get_device_name(index), words)
-    if usable > 1 and not dist.is_initialized():
+    if gpu >= count:
+        gpu, note = 0, f"; there is no GPU {gpu}"
+    log.info("device: cuda:%d (%s)%s", gpu, torch.cuda.get_device_name(gpu), note)
+    if usable > processes == 1:
         log.info("%d of %d GPUs can share this: torchrun --nproc_per_node=%d %s", usable, count, usable, sys.argv[0])
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
 
 
 def seed_everything(seed: int, deterministic: bool = True, tf32: bool = False) -> None:
@@ -314,14 +279,6 @@ def seed_everything(seed: int, deterministic: bool = True, tf32: bool = False) -
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def make_folder(path: str, flag: str) -> None:
-    """Create a folder for output, if need be. OSError: that cannot be done."""
-    try:
-        os.makedirs(path or ".", exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{flag} {path}: cannot be written ({error.strerror}); give another folder") from None
 
 
 @contextlib.contextmanager
@@ -406,13 +363,9 @@ def open_checkpoint(args: argparse.Namespace, flags: Iterable[str]) -> tuple[dic
     return checkpoint, path
 
 
-def write_results(results, networks: list[dict], options: list[str], args: argparse.Namespace, path: str) -> None:
-    """Log `eval_metrics.Results` as a table; write it and what the features come from to ``path``, a JSON file."""
-    log.info("\n%s%s", results.table(), f"; options: {', '.join(options)}" if options else "")
-    low = results.near_chance()
-    if low and not getattr(args, "pretrained", None):  # an untrained network was not asked for
-        log.warning("rank-1 is below twice chance (%s): is the network trained, and on these data?", ", ".join(low))
-    content = {"flags": vars(args), "options": options, "versions": versions(), "networks": networks}
+def write_results(path: str, results: dict, networks: list[dict], options: list[str], args: argparse.Namespace) -> None:
+    """Write `eval_metrics.Results.to_json`, and what the features come from, to a JSON file."""
+    content = {"flags": vars(args), "options": options, "versions": versions(), "networks": networks, **results}
     with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        json.dump(content | results.to_json(), file, indent=1)
+        json.dump(content, file, indent=1)
     log.info("all trials: %s", path)

@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +101,11 @@ def happen(after: int, what: str) -> None:
         if len(steps) == after and what == "kill" and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if len(steps) == after and what == "stop" and dist.get_rank() == 0:
+            noted, came = signal.getsignal(signal.SIGTERM), []
+            signal.signal(signal.SIGTERM, lambda *args: came.append(noted(*args)))
             os.kill(os.getppid(), signal.SIGTERM)
+            while not came:  # torchrun passes it on
+                time.sleep(0.01)
         return done
 
     train.train_step = step

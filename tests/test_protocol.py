@@ -11,10 +11,10 @@ import torch
 from conftest import features_file, golden, only
 
 import data_loader
-import data_manager
-from data_manager import DATASETS, Search, Split, check_counts, sysu_gallery, sysu_query, sysu_test
-from eval_metrics import Counts, Distances, Results, eval_regdb, eval_sysu, rank_fast, rank_plainly, rerank, score
+from data_manager import DATASETS, Search, Split, check_counts, relabel, sysu_gallery, sysu_query, sysu_test, sysu_train
+from eval_metrics import Counts, Distances, Results, eval_regdb, eval_sysu, rank_fast, rank_plainly, score
 from model import network_of
+from tools.score import official, rerank
 from utils import load_checkpoint
 
 SYSU, REGDB = DATASETS["sysu"], DATASETS["regdb"]
@@ -44,7 +44,7 @@ def test_multi_shot_takes_what_there_is(sysu_tree, caplog):
     test_ids = sorted({*gallery.pids.tolist()})
     files = [path for pid in test_ids for cam in (1, 2, 4, 5) for path in sysu_tree.glob(f"cam{cam}/{pid:04d}/*.jpg")]
     assert files and sorted(gallery.paths) == sorted(map(str, files))
-    assert caplog.text.count("fewer than ten images") == 1
+    assert caplog.text.count("fewer than 10 gallery images") == 1
 
 
 def test_sysu_training_lists_and_labels(golden_tree, tmp_path, caplog):
@@ -53,14 +53,14 @@ def test_sysu_training_lists_and_labels(golden_tree, tmp_path, caplog):
     for stray in ("cam1/0002/Thumbs.db", "cam1/0002/._0001.jpg", "cam3/0002/notes.txt", "cam2/readme.txt"):
         (tree / stray).parent.mkdir(exist_ok=True)
         (tree / stray).write_text("not an image")
-    visible, thermal = data_manager.sysu_train(str(tree))
+    visible, thermal = sysu_train(str(tree))
     assert relative(visible, tree)["paths"] == expected["train_rgb_paths"]
     assert relative(thermal, tree)["paths"] == expected["train_ir_paths"]
-    labels = dict(zip(visible.pids.tolist(), data_manager.relabel(visible.pids).tolist(), strict=True))
+    labels = dict(zip(visible.pids.tolist(), relabel(visible.pids).tolist(), strict=True))
     assert labels == {int(pid): label for pid, label in expected["pid2label_if_sorted"].items()}
     for cam in (3, 6):
         shutil.rmtree(tree / f"cam{cam}" / "0006", ignore_errors=True)
-    assert all({*split.pids} == {*visible.pids} - {6} for split in data_manager.sysu_train(str(tree)))
+    assert all({*split.pids} == {*visible.pids} - {6} for split in sysu_train(str(tree)))
     assert "one modality only: persons [6]" in caplog.text
 
 
@@ -163,7 +163,7 @@ def ranked(images: Split, search: Search, features: np.ndarray, max_rank: int = 
 def test_official_galleries_and_scores(images, rand_perm, mode, shots):
     """All galleries; scores to 1e-12, of ten trials in single-shot and of two in multi-shot, and with ties of one."""
     choice = {"mode": mode, "gall_mode": GALL_MODE[shots]}
-    searches = SYSU.searches(images, choice, rand_perm=data_manager.read_rand_perm(str(rand_perm)))
+    searches = SYSU.searches(images, choice, draw=official(str(rand_perm)))
     for kind, folder, trials in (("main", "", range(10) if shots == 1 else (0, 7)), ("ties", "ties/", (4,))):
         g = golden(f"official/{folder}official_{mode}_search_{shots}.npz")
         for search in searches:
@@ -194,7 +194,7 @@ def test_seeded_galleries_are_the_baselines(images, mode):
 
 def test_permutations_of_another_tree_are_refused(golden_tree, rand_perm):
     with pytest.raises(ValueError, match="--rand_perm belongs to another tree"):
-        sysu_gallery(str(golden_tree), rand_perm=data_manager.read_rand_perm(str(rand_perm)))
+        SYSU.searches(sysu_test(str(golden_tree)), {}, draw=official(str(rand_perm)))
 
 
 def test_a_features_file_is_scored_as_the_official_code_does(images, rand_perm, call, tmp_path):
@@ -357,7 +357,7 @@ def test_features_in_files_score_the_same(sysu_run, sysu_tree, call, monkeypatch
     (best,) = sysu_run["models"].glob("*_best.t")
     command = ["test.py", "--data_path", sysu_tree, "--resume", best, "--workers", 0]
     file = tmp_path / "features/net.npz"
-    call(*command, *EVERYTHING, "--save_features", file, "--mat", tmp_path / "mat", "--log_path", tmp_path)
+    call(*command, *EVERYTHING, "--save_features", file, "--log_path", tmp_path)
     images = sysu_test(str(sysu_tree))
     assert sorted(opened) == sorted(images.paths)  # each once
     with np.load(file, allow_pickle=False) as saved:
@@ -375,6 +375,7 @@ def test_features_in_files_score_the_same(sysu_run, sysu_tree, call, monkeypatch
     mixed = {name: values[order] if values.ndim else values for name, values in saved.items()}
     np.savez(file.with_name("mixed.npz"), **mixed)
     call("-m tools.score", file, file.with_name("mixed.npz"), *EVERYTHING, "--log_path", tmp_path)
+    call("-m tools.score", file, "--mat", tmp_path / "mat", "--log_path", tmp_path / "mat")
     tested, scored, shuffled = (only(tmp_path, f"{name}_*.json") for name in ("test", "score_net", "score_mixed"))
     assert scored["results"] == tested["results"] and scored["counts"] == tested["counts"]
     assert scored["networks"] == [{"features": str(file), **tested["networks"][0]}]
@@ -414,14 +415,15 @@ def test_files_of_regdb_are_trials_and_tell_the_modality(bad, call, tmp_path):
 
 def test_options_are_named_and_results_near_chance(sysu_tree, call, tmp_path):
     flags = ["--data_path", sysu_tree, "--log_path", tmp_path, "--pretrained", "none", "--arch", "resnet18"]
-    flags += ["--img_h", 96, "--img_w", 32, "--low-dim", 16, "--features", "fc", "--flip", "--rerank"]
+    flags += ["--img_h", 96, "--img_w", 32, "--low-dim", 16, "--features", "fc", "--flip"]
     printed = call("test.py", *flags)
-    content = only(tmp_path, "*-fc-flip-rerank.json")
-    assert "; options: flip, rerank" in printed and content["options"] == ["flip", "rerank"]
+    content = only(tmp_path, "*-fc-flip.json")
+    assert "; options: flip" in printed and content["options"] == ["flip"]
     assert content["networks"][0]["flip"] and {row["feature"] for row in content["results"]} == {"fc", "chance"}
     assert "warning" not in printed  # an untrained network was asked for
     features_file(tmp_path / "f.npz")  # all different, whoever they show
-    printed = call("-m tools.score", tmp_path / "f.npz", *EVERYTHING, "--log_path", tmp_path)
+    printed = call("-m tools.score", tmp_path / "f.npz", *EVERYTHING, "--rerank", "--log_path", tmp_path)
+    assert "; options: rerank" in printed and only(tmp_path, "score_f_*-rerank.json")["options"] == ["rerank"]
     assert printed.count("twice chance") == 1  # once, not per row
 
 

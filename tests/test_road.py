@@ -70,7 +70,8 @@ def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     """The flags are spelt in the other way, too."""
     flags = ["--data-path", sysu_run["data"], "--model-path", sysu_run["models"], f"--log-path={tmp_path}"]
     flags += ["--resume", f"{RUN}_best.t", "--test_batch", 16, "--workers", 0]
-    out = call("test.py", *flags, "--mode", "both", "--gall_mode", "both")
+    kept = tmp_path / "kept.npz"
+    out = call("test.py", *flags, "--mode", "both", "--gall_mode", "both", "--save_features", kept)
     found = read_results(tmp_path)
     modes, shots, features = ("all", "indoor"), ("single", "multi"), ("fc", "pool5", "chance")
     assert [*found] == [(f"{m}-search {s}-shot", f) for m in modes for s in shots for f in features]
@@ -83,7 +84,8 @@ def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     np.testing.assert_allclose(row["mean"]["rank1"], np.mean([t["cmc"][0] for t in row["trials"]]))
     np.testing.assert_allclose(row["std"]["mAP"], np.std([t["mAP"] for t in row["trials"]]))
     assert f"{100 * row['mean']['mAP']:.2f}" in out and out.count("chance") >= 4
-    call("test.py", *flags, "--distance", "euclidean")  # stripes of unit length rank alike by either distance
+    # Stripes of unit length rank alike by either distance.
+    call("-m tools.score", kept, "--distance", "euclidean", "--log_path", tmp_path)
     euclidean = read_results(tmp_path, "*euclidean.json")["all-search single-shot", "fc"]["trials"]
     np.testing.assert_allclose([trial["mAP"] for trial in euclidean], [trial["mAP"] for trial in trials])
 

@@ -169,7 +169,7 @@ def main() -> None:
         check_alike(results, args.features)
         print(table(results, args.features))
     text = page(results, metrics, args.features)
-    utils.make_folder(os.path.dirname(args.out), "--out")
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     with utils.whole_file(args.out) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
     print(f"\nthe same with pictures: {args.out}")

@@ -3,6 +3,7 @@
     python test.py --resume NAME --save_features features.npz
     python -m tools.score features.npz --mode both --gall-mode both
     python -m tools.score --dataset regdb trial_1.npz trial_2.npz …
+    python -m tools.score features.npz --gallery official --rand_perm rand_perm_cam.mat --distance euclidean
 
 A file holds the features of all test images, of both modalities. For another method write one with numpy.savez:
 
@@ -13,22 +14,31 @@ A file holds the features of all test images, of both modalities. For another me
     any name  (N, dim) float features; several arrays are scored each
     network   optional, JSON: {"trial": 3, "flip": true}, RegDB's trial and whether mirror images were averaged
 
-Each file gets a table of its own, but files of RegDB are the trials of one method, and are averaged.
+Each file gets a table of its own, but files of RegDB are the trials of one method, and are averaged. The last command
+scores as SYSU-MM01's official evaluation does; --mat writes the features for that evaluation's own code.
 """
 
 import argparse
 import json
+import logging
 import os
 import zipfile
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import scipy.io
+from scipy import sparse
 from tqdm import tqdm
 
 import utils
-from data_manager import DATASETS, Dataset, Split, check_counts, read_rand_perm
-from eval_metrics import Results
+from data_manager import DATASETS, Dataset, Split
+from eval_metrics import BLOCK, Distances, Results
 
 KINDS = {"paths": "U", "pids": "iu", "camids": "iu", "thermal": "b"}  # the types of the lists, as numpy calls them
+
+
+log = logging.getLogger(__name__)
 
 
 def build_parser() -> utils.Parser:
@@ -39,7 +49,12 @@ def build_parser() -> utils.Parser:
     add("--features", metavar="NAME", help="score these features alone")
     add("--log_path", default="log/", help="folder of score_<file>.log and .json (%(default)s)")
     add("--seed", type=int, default=1, help="seed of the random rankings (%(default)s)")
-    utils.add_scoring_flags(parser)
+    utils.add_search_flags(add, both=True)
+    add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten galleries (%(default)s)")
+    add("--rand_perm", metavar="FILE", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
+    add("--distance", choices=Distances.KINDS, default="cosine", help="distance of features (%(default)s)")
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al. 2017); compares queries too")
+    add("--mat", metavar="DIR", help="write the features as .mat files for SYSU-MM01's official evaluation")
     return parser
 
 
@@ -76,18 +91,109 @@ def load_features(path: str, dataset: Dataset, only: str | None = None) -> tuple
     return Split(paths.tolist(), pids.astype(np.int64), camids.astype(np.int64), thermal), arrays, network
 
 
+def official(path: str) -> Callable[[dict, int, int], np.ndarray]:
+    """How SYSU-MM01's official evaluation draws, as `data_manager.seeded` does: by camera, inside it by person.
+
+    ``path`` is its authors' rand_perm_cam.mat: [camera - 1, 0][person - 1, 0] is a (10, n) permutation, whose row t
+    orders the n images of that person in that camera for trial t; its numbers start at 1. OSError: it is not that file.
+    """
+    try:
+        cells = scipy.io.loadmat(path)["rand_perm_cam"]
+        if {camera.shape[1] for camera in cells.reshape(6)} != {1}:
+            raise ValueError("it has other cells")
+    except Exception as error:  # SciPy raises whatever the damage leads to
+        raise OSError(f"--rand_perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation ({error})") from error
+
+    def draw(places: dict[tuple[int, int], list[int]], shots: int, trial: int) -> np.ndarray:
+        picks = []
+        for (pid, cam), own in sorted(places.items(), key=lambda place: place[0][::-1]):
+            order = cells[cam - 1, 0][pid - 1 : pid, 0]
+            if not len(order) or order[0].shape != (10, len(own)):
+                raise ValueError(f"person {pid}, camera {cam}: --rand_perm belongs to another tree")
+            picks += [own[number - 1] for number in order[0][trial, :shots]]
+        return np.array(picks)
+
+    return draw
+
+
+def rerank(
+    query: np.ndarray, gallery: np.ndarray, kind: str = "cosine", k1: int = 20, k2: int = 6, weight: float = 0.3
+) -> np.ndarray:
+    """(q, g) float32 distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017, with its published parameters).
+
+    Two images are alike when each other's near neighbours are: the ``k1`` nearest of ``kind`` (`Distances`). The
+    neighbourhoods of the ``k2`` nearest are averaged; ``weight`` is the share of the plain distance (the paper's
+    lambda). A query is compared with all other queries too; this holds (q + g) x (q + g) float32 values.
+    """
+    features, q = np.concatenate([query, gallery]), len(query)
+    n = len(features)
+    plain, nearest = Distances(features, features, kind), []
+    distances = np.empty((n, n), np.float32)
+    k1, k2 = min(k1, n - 1), min(k2, n)
+    rows = max(64, BLOCK // n)
+    for start in range(0, n, rows):
+        block = (plain[start : start + rows] + (kind == "cosine")).clip(min=0)  # 1 - cosine, half the squared distance
+        distances[start : start + rows] = block / np.maximum(block.max(axis=1, keepdims=True), 1e-30)
+        near = np.sort(np.argpartition(block, k1, axis=1)[:, : k1 + 1], axis=1)
+        order = np.argsort(np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
+        nearest.append(np.take_along_axis(near, order, axis=1))
+    nearest = np.concatenate(nearest)  # (n, k1 + 1), each image's own first
+
+    def neighbours(k: int) -> sparse.csr_matrix:  # (n, n): who is among whose k nearest, 0 or 1
+        return sparse.csr_matrix(
+            (np.ones(n * k, np.float32), nearest[:, :k].ravel(), np.arange(0, n * k + 1, k)), (n, n)
+        )
+
+    def reciprocal(k: int) -> sparse.csr_matrix:
+        near = neighbours(k + 1)
+        return near.multiply(near.T).tocsr()
+
+    # A neighbour brings along its own neighbourhood if that lies mostly, by more than two thirds, in ours.
+    near, closer = reciprocal(k1), reciprocal(round(k1 / 2))
+    bring = near.multiply(near @ closer).tocsr()
+    bring.data = (3 * bring.data > 2 * np.diff(closer.indptr)[bring.indices]).astype(np.float32)
+    member = (near + bring @ closer).tocoo()  # (n, n), above 0 where the column is in the row's neighbourhood
+    close = np.exp(-distances[member.row, member.col]) * (member.data > 0)
+    weights = sparse.csr_matrix((close, (member.row, member.col)), (n, n))
+    weights = sparse.diags(1 / weights.sum(axis=1).A1) @ weights
+    weights = (neighbours(k2) / k2 @ weights).tocsr()
+
+    by_member = weights[q:].T.tocsr()  # row k: the gallery images that have image k in their neighbourhood
+    result = np.empty((q, n - q), np.float32)
+    for i in range(q):
+        own = weights[i]
+        others = by_member[own.indices]
+        shared = np.minimum(others.data, np.repeat(own.data, np.diff(others.indptr)))
+        overlap = np.bincount(others.indices, shared, minlength=n - q)
+        result[i] = (1 - weight) * (1 - overlap / (2 - overlap)) + weight * distances[i, q:]
+    return result
+
+
+def write_mat(folder: str, images: Split, features: dict[str, np.ndarray], persons: int) -> None:
+    """Files <kind>_cam<number>.mat with a cell array "feature": row i of cell {person id} is their i-th image."""
+    for kind, values in features.items():
+        for cam in np.unique(images.camids):
+            cells = np.empty((max(persons, images.pids.max()), 1), dtype=object)
+            for pid in range(1, len(cells) + 1):
+                cells[pid - 1, 0] = values[(images.pids == pid) & (images.camids == cam)].astype(np.float64)
+            with utils.whole_file(os.path.join(folder, f"{kind}_cam{cam}.mat")) as path, open(path, "wb") as file:
+                scipy.io.savemat(file, {"feature": cells})
+    log.info("features for the official evaluation: %s", os.path.join(folder, "<kind>_cam<number>.mat"))
+
+
 def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:
     """The results of one method, and what is known of its networks. OSError, ValueError: a file cannot be scored."""
-    dataset = DATASETS[args.dataset]
-    rand_perm = read_rand_perm(args.rand_perm) if args.rand_perm else None
-    results, networks = Results(dataset, args.distance, args.rerank, args.seed), []
+    dataset, draw = DATASETS[args.dataset], official(args.rand_perm) if args.rand_perm else None
+    results = Results(dataset, args.seed, partial(rerank if args.rerank else Distances, kind=args.distance))
+    networks = []
     for number, path in enumerate(files, dataset.trials.start):
         images, features, network = load_features(path, dataset, args.features)
         networks.append({"features": path, **network})
-        check_counts(images, dataset, "test")
+        if args.mat:
+            write_mat(args.mat, images, features, dataset.official_persons)
         try:
             trials = [int(network.get("trial") or number)] if dataset.trial_trains else ()
-            searches = dataset.searches(images, vars(args), trials, rand_perm)
+            searches = dataset.searches(images, vars(args), trials, draw)
             for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
                 if search.trial in results.scores.get((search.protocol, "chance"), ()):
                     raise ValueError(f"another file is of trial {search.trial}, too")
@@ -99,7 +205,14 @@ def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dic
 
 def main() -> None:
     args = build_parser().parse_args()
-    options, dataset = utils.scoring_options(args), DATASETS[args.dataset]
+    dataset = DATASETS[args.dataset]
+    if (args.gallery == "official") != bool(args.rand_perm):
+        raise ValueError("--gallery official and --rand_perm FILE, its rand_perm_cam.mat, go together")
+    if (args.rand_perm or args.mat) and not dataset.official_persons:
+        raise ValueError(f"--gallery official and --mat are for SYSU-MM01: {dataset.title} has no official evaluation")
+    os.makedirs(args.mat or ".", exist_ok=True)
+    choices = {"official": args.rand_perm, "euclidean": args.distance == "euclidean", "rerank": args.rerank}
+    options = [option for option, chosen in choices.items() if chosen]
     for files in [args.files] if dataset.trial_trains else [[file] for file in args.files]:
         what = [f"{len(files)}-trials"] * dataset.trial_trains + dataset.values(vars(args))
         what += [args.features] * bool(args.features) + options
@@ -107,8 +220,9 @@ def main() -> None:
         output = os.path.join(args.log_path, f"score_{name}_{'-'.join(what)}")
         utils.start_log(args, f"{output}.log")
         results, networks = score(files, args)
-        flip = ["flip"] * any(network.get("flip") for network in networks)
-        utils.write_results(results, networks, flip + options, args, f"{output}.json")
+        named = ["flip"] * any(network.get("flip") for network in networks) + options
+        results.log(named)
+        utils.write_results(f"{output}.json", results.to_json(), networks, named, args)
 
 
 if __name__ == "__main__":

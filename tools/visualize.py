@@ -581,7 +581,7 @@ def draw_samples(args: argparse.Namespace) -> Figure:
 def main() -> None:
     args = build_parser().parse_args()
     figure = args.draw(args)
-    utils.make_folder(os.path.dirname(args.out), "--out")
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     figure.savefig(args.out)
     print(args.out)
 
