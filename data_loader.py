@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import data_manager
 
@@ -45,27 +45,20 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
         raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
 
 
-class ImageFiles(Dataset):
-    """Item i is the i-th batch of image files, uint8 (n, height, width, 3), or the error that reading them raised."""
-
-    def __init__(self, batches: list[list[str]], size: tuple[int, int]):
-        self.batches, self.size = batches, size
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, i: int) -> Tensor | OSError:
-        try:
-            return torch.from_numpy(np.stack([read_image(path, self.size) for path in self.batches[i]]))
-        except OSError as error:
-            return error
+def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | OSError:
+    """Some image files as uint8 (n, height, width, 3), or the error that reading them raised."""
+    try:
+        return torch.from_numpy(np.stack([read_image(path, size) for path in paths]))
+    except OSError as error:
+        return error
 
 
 def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
     """The images of each batch of paths, uint8 (n, height, width, 3), read ahead. OSError: one cannot be read."""
     # A generator of its own: the loader would otherwise draw a number from torch's, and shift dropout.
     own = {"generator": torch.Generator(), "worker_init_fn": _ignore_interrupts}
-    for images in DataLoader(ImageFiles(batches, size), None, num_workers=workers, **own):
+    read = functools.partial(read_batch, size=size)
+    for images in DataLoader(batches, batch_size=None, collate_fn=read, num_workers=workers, **own):
         if isinstance(images, OSError):
             raise images
         yield images
@@ -227,13 +220,11 @@ class TrainBatches:
         if data.visible.shape[1:3] != size:
             log.warning("images of %d x %d pixels are scaled to %d x %d", *data.visible.shape[1:3], *size)
         needed = sum(images.nbytes for images in self.images)
-        if cache == "auto":
-            fits = device.type == "cuda" and 4 * needed <= torch.cuda.mem_get_info(device)[0]
-            cache = "device" if fits else "host"
-        self.cache = cache
-        if cache == "device":
+        fits = device.type == "cuda" and 4 * needed <= torch.cuda.mem_get_info(device)[0]
+        self.cache = ("device" if fits else "host") if cache == "auto" else cache
+        if self.cache == "device":
             log.info("all images are put on the device: %.1f GB", needed / 1e9)
-            self.images = [self._on_device(images) for images in self.images]
+            self.images = [torch.tensor(images, device=device) for images in self.images]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (visible, thermal, visible_labels, thermal_labels): (n, 3, height, width) and (n,).
@@ -269,12 +260,6 @@ class TrainBatches:
     def _gather(self, rows: np.ndarray) -> list[Tensor]:
         batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
         return [x.pin_memory() for x in batch] if self.device.type == "cuda" else batch
-
-    def _on_device(self, images: np.ndarray) -> Tensor:
-        whole = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
-        for start in range(0, len(images), 512):  # in parts: they need not fit into the host's memory
-            whole[start : start + 512] = torch.from_numpy(np.array(images[start : start + 512]))
-        return whole
 
 
 def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-MODALITIES = ("visible", "thermal")
+Side = tuple[np.ndarray, int]  # mask of test images; how many are drawn of each person and camera, 0: all are taken
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,6 @@ class Search(NamedTuple):
     gallery: np.ndarray
 
 
-Side = tuple[np.ndarray, int]  # mask of test images; how many are drawn of each person and camera, 0: all are taken
-
-
 class Dataset(NamedTuple):
     """All that the code knows of a dataset."""
 
@@ -71,7 +68,6 @@ class Dataset(NamedTuple):
     counts_persons: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     trial_trains: bool = False  # each trial has training persons, and so a model, of its own
-    tuned: bool = True  # the defaults are published settings of this method
     official_persons: int = 0  # rows of the .mat files of its official evaluation, if there is one
 
     def values(self, choice: dict[str, str | None]) -> list[str]:
@@ -309,8 +305,8 @@ DATASETS = {
         title="RegDB",
         defaults={"data_path": "data/RegDB", "lr": 0.0098, "epochs": 80, "w_hc": 0.58},
         counts={"train": (206, 2060, 2060), "test": (206, 2060, 2060)},
-        train=lambda root, trial: tuple(regdb_split(root, trial, m, "train") for m in MODALITIES),
-        test=lambda root, trial: joined(*(regdb_split(root, trial, m, "test") for m in MODALITIES)),
+        train=lambda root, trial: tuple(regdb_split(root, trial, m, "train") for m in ("visible", "thermal")),
+        test=lambda root, trial: joined(*(regdb_split(root, trial, m, "test") for m in ("visible", "thermal"))),
         trials=range(1, 11),
         search_flags={"search": ("v2t", "t2v")},
         sides=regdb_sides,
@@ -321,8 +317,7 @@ DATASETS = {
     ),
     "llcm": Dataset(
         title="LLCM",
-        defaults={"data_path": "data/LLCM", "lr": 0.008, "epochs": 60, "w_hc": 0.6},
-        tuned=False,
+        defaults={"data_path": "data/LLCM", "lr": 0.008, "epochs": 60, "w_hc": 0.6},  # SYSU-MM01's: none are published
         counts={"train": (713,), "test": (351,)},
         train=lambda root, trial: tuple(_listed(root, f"train_{m}.txt", 0, m == "nir") for m in ("vis", "nir")),
         test=llcm_test,

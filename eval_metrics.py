@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from scipy.spatial.distance import cdist
 from torch import nn
 
 from data_manager import DATASETS, Dataset, Search, Split
@@ -224,6 +225,26 @@ def score_search(search: Search, images: Split, compared: np.ndarray | Distances
     query, gallery = images.take(search.query), images.take(search.gallery)
     lists = query.pids, gallery.pids, query.camids, gallery.camids
     return score(compared, *lists, dataset.hidden, dataset.counts_persons)
+
+
+def centers(values: np.ndarray, images: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of all persons seen in both modalities: ids (n,), visible and infrared centers (n, dim) of (N, dim) values."""
+    sides = ~images.thermal, images.thermal
+    pids = np.intersect1d(*(images.pids[side] for side in sides))
+    means = [[values[side & (images.pids == pid)].mean(axis=0) for pid in pids] for side in sides]
+    return pids, *map(np.array, means)
+
+
+def center_distances(values: np.ndarray, images: Split) -> dict[str, float]:
+    """What the Hetero-Center loss is meant to move: mean Euclidean distances of visible centers to infrared ones.
+
+    "own": of the same person, "other": of two persons. Empty if fewer than two persons are seen in both modalities.
+    """
+    pids, visible, thermal = centers(values, images)
+    if len(pids) < 2:
+        return {}
+    found, own = cdist(visible, thermal), np.eye(len(pids), dtype=bool)
+    return {"own": float(found[own].mean()), "other": float(found[~own].mean())}
 
 
 class Results:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,19 +25,13 @@ class HeteroCenterLoss(nn.Module):
 
     def __init__(self, margin: float = 0.0, dist_type: str = "l2"):
         super().__init__()
-        if dist_type not in DISTANCES:
-            raise ValueError(f"dist_type is {dist_type!r}: give l2, l1 or cos")
         self.margin, self.distance = margin, DISTANCES[dist_type]
 
     def forward(self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor) -> Tensor:
-        """Features (..., N, dim) and (..., M, dim), persons (N,) and (M,), rows in any order (FIDELITY 19) -> (...).
-
-        Within the margin it is 0 and back-propagates; NaN stays NaN (FIDELITY 18). ValueError, on CPUs: unlike persons.
-        """
-        if visible_labels.device.type == "cpu" and {*visible_labels.tolist()} != {*thermal_labels.tolist()}:
-            raise ValueError("the Hetero-Center loss needs the same persons in both modalities of a batch")
+        """Features (..., N, dim), (..., M, dim) and their labels -> (...): of one batch, in any order (FIDELITY 19)."""
         visible_centers = person_centers(visible, visible_labels, visible_labels)
         thermal_centers = person_centers(thermal, thermal_labels, visible_labels)
+        # NaN stays NaN; within the margin is a 0 that back-propagates (FIDELITY 18).
         beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)  # (..., N)
         rows = (visible_labels[:, None] == visible_labels).sum(1)  # of each row's person, who counts once
         return (beyond / rows).sum(-1)
@@ -49,24 +42,24 @@ class Term(NamedTuple):
 
     name: str
     weight: float
-    value: Callable[..., Tensor]  # (logits (S, N + M, classes), feats (S, N + M, dim), (N,) and (M,) labels) -> (S,)
+    value: Callable[..., Tensor]  # (logits, visible feats, thermal feats, labels of both) -> a value per stripe
     sums_persons: bool  # a sum over the persons of a batch, not a mean; a triplet loss would see one process only
 
-    def of(self, *batch: Tensor) -> Tensor:
-        """Its value on one process's persons; the mean over processes is that of the whole batch (FIDELITY 10)."""
-        shares = dist.get_world_size() if self.sums_persons and dist.is_initialized() else 1
-        return self.value(*batch) * shares
+    def of(self, logits: Tensor, feats: Tensor, *labels: Tensor) -> Tensor:
+        """(S, N + M, classes), (S, N + M, dim), (N,), (M,) -> (S,): its mean over processes is exact (FIDELITY 10)."""
+        shares = torch.distributed.get_world_size() if self.sums_persons and torch.distributed.is_initialized() else 1
+        return shares * self.value(logits, *feats.split([*map(len, labels)], dim=1), *labels)
 
 
 def loss_terms(args) -> list[Term]:
     """What a step adds up; flags ``w_hc``, ``thd`` and ``dist_type`` of ``args``. A new term is one more entry."""
     hetero_center = HeteroCenterLoss(args.thd, args.dist_type)
 
-    def ce(logits, feats, *labels):
+    def ce(logits, visible, thermal, *labels):
         return torch.stack([F.cross_entropy(stripe, torch.cat(labels)) for stripe in logits])
 
-    def hc(logits, feats, *labels):
-        return hetero_center(*feats.split([*map(len, labels)], dim=1), *labels)
+    def hc(logits, *batch):
+        return hetero_center(*batch)
 
     return [Term("CE", 1.0, ce, sums_persons=False), Term("HC", args.w_hc, hc, sums_persons=True)]
 

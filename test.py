@@ -44,7 +44,7 @@ def build_parser() -> utils.Parser:
     add("--flip", action="store_true", help="average the features of each image and its mirror image")
     add("--seed", type=int, default=1, help="seed of the random rankings and of an untrained network (%(default)s)")
     add("--save_features", metavar="FILE", help="write the features of all test images, .npz, for tools.score")
-    utils.add_search_flags(add, both=True)
+    utils.add_search_flags(add)
     add("--tvsearch", dest="search", action="store_const", const="t2v", help="short for --search t2v")
     for flag in ("lr", "optim", "epochs", "batch-size", "per_img", "w_hc", "thd", "dist-type", "save_epoch", "method"):
         parser.add_argument(f"--{flag}", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -152,7 +152,9 @@ def main() -> None:
             save_features(name_of(args.save_features, trial), images, features, known, args.data_path)
     if first:
         results.log(options, trained=bool(args.resume))
-        utils.write_results(f"{output}.json", results.to_json(), networks, options, args)
+        known = {"flags": vars(args), "options": options, "versions": utils.versions(), "networks": networks}
+        utils.write_json(f"{output}.json", known | results.to_json())
+        log.info("all trials: %s.json", output)
 
 
 if __name__ == "__main__":

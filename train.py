@@ -26,10 +26,10 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import data_loader
 import utils
+from data_loader import IdentitySampler, ImageBatches, TrainBatches, load_training_set
 from data_manager import DATASETS, Search, Split, restrict
-from eval_metrics import Counts, Distances, Scores, extract_features, score_search
+from eval_metrics import Distances, Scores, center_distances, extract_features, score_search
 from loss import Term, loss_terms, total
 from model import BACKBONES, EmbedNet, network_of, to_device
 
@@ -74,8 +74,6 @@ def build_parser() -> utils.Parser:
 def parse_args() -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args()
-    if args.test_only and not args.resume:
-        parser.error("--test-only scores a checkpoint: name it with --resume")
     if args.amp == "fp16" and not torch.cuda.is_available():
         parser.error("--amp fp16 needs a GPU: give bf16, or off")
     args.trial = args.trial if DATASETS[args.dataset].trial_trains else None
@@ -93,7 +91,8 @@ def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Opti
     Group 0 is the two backbones at a tenth of the rate; a group each for the heads and classifiers follow.
     """
     backbones = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
-    groups = [{"params": backbones}, *({"params": module.parameters()} for module in net.heads + net.classifiers)]
+    groups = [{"params": backbones, "lr": 0.1 * args.lr}]
+    groups += [{"params": module.parameters()} for module in net.heads + net.classifiers]
     if args.optim == "adam":
         optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4, fused=True)
     else:
@@ -102,13 +101,7 @@ def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Opti
         for parameter in net.parameters():
             if parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    set_learning_rate(optimizer, args.lr)
     return optimizer
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for number, group in enumerate(optimizer.param_groups):
-        group["lr"] = lr if number else 0.1 * lr
 
 
 def train_step(
@@ -122,7 +115,7 @@ def train_step(
     """One update of the network, without a GPU sync.
 
     Args:
-        batch: (visible, thermal, visible_labels, thermal_labels) as `data_loader.TrainBatches` yields them.
+        batch: (visible, thermal, visible_labels, thermal_labels) as `TrainBatches` yields them.
         terms: what is minimised, as `loss.loss_terms` gives it.
         amp: precision of the network, if not its own; the losses are computed in float32 at least.
         scaler: of the gradients, which torch.float16 needs.
@@ -145,13 +138,11 @@ def train_step(
     return {name: value.detach() for name, value in losses.items()}, accuracy
 
 
-def train_epoch(run: "Run", batches: data_loader.TrainBatches, epoch: int) -> None:
-    """The steps of an epoch that are left. Logs means over its steps: the loss per stripe, its terms, the accuracy.
-
-    FloatingPointError: a loss is not finite.
-    """
+def train_epoch(run: "Run", batches: TrainBatches, epoch: int) -> None:
+    """The steps of an epoch that are left; logs means over its steps. FloatingPointError: a loss is not finite."""
     args, steps, lr = run.args, batches.sampler.steps, learning_rate(epoch, run.args.lr)
-    set_learning_rate(run.optimizer, lr)
+    for number, group in enumerate(run.optimizer.param_groups):
+        group["lr"] = lr if number else 0.1 * lr
     run.net.train()
     first, begin = run.step, time.perf_counter()
     for batch in batches.epoch(epoch, first):
@@ -167,16 +158,18 @@ def train_epoch(run: "Run", batches: data_loader.TrainBatches, epoch: int) -> No
         run.after_step()
 
 
-def evaluate(net: EmbedNet, images: Split, search: Search, args: argparse.Namespace) -> dict[str, Scores]:
-    """Log and return the scores of the fc and the pool5 features: {"fc": Scores, "pool5": Scores}."""
+def evaluate(net: EmbedNet, images: Split, search: Search, args: argparse.Namespace) -> tuple[Scores, dict[str, float]]:
+    """Log the scores of the fc and the pool5 features; gives those of fc, and what metrics.jsonl records of both."""
     size, device = (args.img_h, args.img_w), next(net.parameters()).device
-    batches = data_loader.ImageBatches(images, size, args.test_batch, args.workers, device, utils.share())
-    scores = {}
+    batches = ImageBatches(images, size, args.test_batch, args.workers, device, utils.share())
+    scores, line = {}, {}
     for kind, values in extract_features(net, batches, len(images.paths)).items():
         distances = Distances(values[search.query], values[search.gallery])
         scores[kind] = score_search(search, images, distances, DATASETS[args.dataset])
         log.info(f"test {kind:6s} {scores[kind]}")
-    return scores
+        line |= {f"{kind}_{name}": value for name, value in scores[kind].measures().items()}
+        line |= {f"{kind}_{whose}_centers": value for whose, value in center_distances(values, images).items()}
+    return scores["fc"], line
 
 
 def main() -> None:
@@ -186,7 +179,9 @@ def main() -> None:
     rank = utils.share()[0]
     device = utils.select_device(args.gpu, args.batch_size // max(args.per_img, 1))
     utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)
-    images, search = list_test(args)
+    images = dataset.test(args.data_path, args.trial)  # the test during training: first search and draw (FIDELITY 23)
+    searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
+    images, (search,) = restrict(images, searches)
     if args.test_only:
         args.resume = f"{name}_last.t" if args.resume == "last" else args.resume
         net = network_of(*utils.open_checkpoint(args, [flag.dest for flag in parser.shapes()]), args.drop)
@@ -196,29 +191,29 @@ def main() -> None:
         os.makedirs(folder, exist_ok=True)
     lock = FileLock(os.path.join(args.model_path, f"{name}.lock"), timeout=0)
     with contextlib.nullcontext() if rank else lock:
-        data = data_loader.load_training_set(dataset, args.data_path, args.trial, size, args.workers)
+        data = load_training_set(dataset, args.data_path, args.trial, size, args.workers)
         log.info("train: %d persons, images %s and %s", data.n_class, data.visible.shape, data.thermal.shape)
-        labels = data.visible_labels, data.thermal_labels
-        sampler = data_loader.IdentitySampler(*labels, args.batch_size, args.per_img, args.seed)
-        batches = data_loader.TrainBatches(data, sampler, size, device, args.cache, utils.share())
+        sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed)
+        batches = TrainBatches(data, sampler, size, device, args.cache, utils.share())
         checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if goes_on(args, name) else (None, "")
         if checkpoint:
             net = network_of(checkpoint, path, args.drop)
         else:
             net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
         run = Run(name, args, to_device(net, device), data.n_class)
+        if dist.is_initialized():
+            run.settle(next(batches.epoch(0)))
         if checkpoint:
             run.restore(checkpoint)
-        steps = (run.epoch + 1) * sampler.steps + run.step
-        if utils.mean(torch.tensor(float(steps))) != steps:
+        if len({*utils.gather((run.epoch, run.step))}) > 1:
             raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
         for epoch in range(run.epoch + 1, args.epochs + 1):
             tested = epoch > 0 and epoch % 2 == 0
             with utils.stop_signals() as run.stop:
                 train_epoch(run, batches, epoch)
-                run.save("last") if tested else run.finish_epoch({})
+                run.save("last") if tested else run.finish_epoch()
             if tested:  # a signal ends the program at once: nothing is lost
-                run.finish_epoch(evaluate(net, images, search, args))
+                run.finish_epoch(*evaluate(net, images, search, args))
         run.end()
 
 
@@ -233,8 +228,7 @@ class Run:
         self.rank = utils.share()[0]  # process 0 alone writes
         self.fast_net = torch.compile(shared(net, args)) if args.compile else shared(net, args)
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
-        scale = 2.0**16 / utils.share()[1]  # before they are averaged, gradients are larger by the number of processes
-        self.scaler = torch.amp.GradScaler(init_scale=scale, enabled=args.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
         self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
         self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
         self.summed = [*(term.name for term in self.terms), "accuracy"]
@@ -243,6 +237,16 @@ class Run:
         self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}  # the test with the best rank-1
         self.metrics_file = os.path.join(args.log_path, name, "metrics.jsonl")
         self.metrics, self.board = [], None  # the lines of metrics.jsonl, and TensorBoard's writer
+
+    def settle(self, batch: tuple[Tensor, ...]) -> None:
+        """Let DDP choose the order in which it adds up gradients: it does so after a first backward pass.
+
+        Otherwise the first step of more than two processes, and of a run that goes on, would round in another way.
+        """
+        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        logits, feats = self.fast_net(*batch[:2])
+        (sum(map(torch.sum, logits)) + sum(map(torch.sum, feats))).backward()
+        self.net.load_state_dict(before)
 
     def file(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
@@ -257,23 +261,21 @@ class Run:
 
     def after_step(self) -> None:
         """Save within the epoch, if that is asked for; save and end all processes, if a signal came to one of them."""
-        stop = utils.mean(torch.tensor(float(self.stop.status))) > 0  # on the CPU: no GPU waits
+        stop = utils.mean(torch.tensor(float(len(self.stop)))) > 0  # on the CPU: no GPU waits
         if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
             self.save("last")
         if stop:
             log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
             utils.end_processes()
-            sys.exit(self.stop.status or 143)  # 143: another process got the signal
+            sys.exit(self.stop[0] if self.stop else 143)  # 143: another process got the signal
 
-    def finish_epoch(self, scores: dict[str, Scores]) -> None:
+    def finish_epoch(self, scores: Scores | None = None, measures: dict[str, float] | None = None) -> None:
         """Record what came of the epoch, and of its test if there was one, and save."""
         epoch = self.epoch + 1
         kinds = [f"epoch_{epoch}"] if epoch > 10 and epoch % (self.args.save_epoch or math.inf) == 0 else []
-        line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means()}
-        for feature, found in scores.items():
-            line |= {f"{feature}_{name}": value for name, value in found.measures().items()}
+        line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means(), **(measures or {})}
         if scores:
-            self.cmc, self.mAP = scores["fc"].cmc.tolist(), float(scores["fc"].mAP)
+            self.cmc, self.mAP = scores.cmc.tolist(), scores.mAP
             if self.cmc[0] > self.best["rank1"]:
                 self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": epoch}
                 kinds.append("best")
@@ -314,9 +316,6 @@ class Run:
         }
         for kind in kinds:
             utils.save_checkpoint(self.file(kind), state)
-        self.write_metrics()
-
-    def write_metrics(self) -> None:
         with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.metrics)
 
@@ -346,15 +345,14 @@ class Run:
                 torch.set_rng_state(kept[self.rank]["torch"])
                 if self.device.type == "cuda" and kept[self.rank]["cuda"] is not None:
                     torch.cuda.set_rng_state(kept[self.rank]["cuda"], self.device)
-            best = f"{max(self.best['rank1'], 0):.2%}"
-            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far {best}")
-            if not self.rank:
-                self.write_metrics()  # a kill may have come before
+            done = self.epoch + 1, self.step, 100 * max(self.best["rank1"], 0)
+            log.info("resumed %s: epoch %d, step %d; best rank-1 so far %.2f%%", path, *done)
         except Exception as error:  # whatever the damage leads to
             raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
 
     def end(self) -> None:
         """Say what came of it, and how to score it under all protocols."""
+        self.save("last")  # a kill may have come before the metrics were written
         flags = {flag: getattr(self.args, flag) for flag in ("dataset", "trial", "data_path", "log_path")}
         flags |= {**dict.fromkeys(DATASETS[self.args.dataset].search_flags, "both"), "resume": self.file("last")}
         words = [str(word) for flag, value in flags.items() if value for word in (f"--{flag}", value)]
@@ -374,19 +372,6 @@ def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
         raise ValueError(f"{error}: on a CPU add --no-sync_bn, which is not exact") from error
 
 
-def list_test(args: argparse.Namespace) -> tuple[Split, Search]:
-    """The test that runs during training: the dataset's first search and draw, single-shot (FIDELITY 23)."""
-    dataset = DATASETS[args.dataset]
-    images = dataset.test(args.data_path, args.trial)
-    searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
-    images, (search,) = restrict(images, searches)
-    counts = Counts.of(search, images, dataset)
-    log.info("test: %s", counts)
-    if counts.without_match == counts.queries:  # better known now than after some epochs
-        raise ValueError(f"{args.data_path}: no query has a match in the gallery")
-    return images, search
-
-
 def goes_on(args: argparse.Namespace, name: str) -> bool:
     """Whether --resume names a checkpoint to go on with. ValueError: the run is there, and would be written over."""
     last, metrics = os.path.join(args.model_path, f"{name}_last.t"), os.path.join(args.log_path, name, "metrics.jsonl")
@@ -402,9 +387,8 @@ def goes_on(args: argparse.Namespace, name: str) -> bool:
 
 def run_name(args: argparse.Namespace) -> str:
     """The stem of the run's files; deciding flags that are not at their default are spelt out."""
-    name = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}"
+    name, parser = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}", build_parser()
     name += f"_trial{args.trial}" if args.trial else ""
-    parser = build_parser()
     for flag in parser.deciding():
         value = getattr(args, flag)
         if flag not in ("dataset", "arch", "lr", "w_hc", "trial") and value != parser.get_default(flag):

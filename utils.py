@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import platform
 import random
 import shlex
 import signal
@@ -18,10 +17,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
 from typing import NoReturn
 
-import filelock
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -29,7 +26,6 @@ import torch.distributed as dist
 from data_manager import DATASETS
 
 log = logging.getLogger(__name__)
-script_log = logging.getLogger("__main__")  # its debug lines go to the log file alone
 
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
@@ -57,8 +53,9 @@ class Parser(argparse.ArgumentParser):
             if name in found and getattr(found, name) is None:
                 setattr(found, name, default)
         for name, value in vars(found).items():
-            if isinstance(value, (int, float)) and value < 0:
-                self.error(f"--{name} {value} must not be negative")
+            least = int(name in ("img_h", "img_w", "low_dim", "test_batch"))
+            if isinstance(value, (int, float)) and value < least:
+                self.error(f"--{name} {value} must be {least} or more")
         return found, rest
 
     def error(self, message: str) -> NoReturn:
@@ -76,25 +73,17 @@ class Parser(argparse.ArgumentParser):
 
 def by_dataset(name: str) -> str:
     """The defaults of a flag, in words."""
-    known = [d for d in DATASETS.values() if name in d.defaults]
-    untuned = [", untuned" * (not d.tuned and name != "data_path") for d in known]
-    return ", ".join(f"{d.title} {d.defaults[name]}{note}" for d, note in zip(known, untuned, strict=True))
-
-
-def positive(text: str) -> int:
-    """The type of flags that count something."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return int(text)
+    return ", ".join(f"{own.title} {own.defaults[name]}" for own in DATASETS.values() if name in own.defaults)
 
 
 def add_data_flags(parser: Parser) -> None:
     """Where images are, how large they become, and who reads them."""
-    parser.data.add_argument("--img_h", type=positive, default=288, help="image height in pixels (%(default)s)")
-    parser.data.add_argument("--img_w", type=positive, default=144, help="image width in pixels (%(default)s)")
+    parser.data.add_argument("--img_h", type=int, default=288, help="image height in pixels (%(default)s)")
+    parser.data.add_argument("--img_w", type=int, default=144, help="image width in pixels (%(default)s)")
     parser.place.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
-    parser.place.add_argument("--workers", type=int, default=torch.get_num_threads(),
-                              help="processes that read images (%(default)s)")  # fmt: skip
+    parser.place.add_argument(
+        "--workers", type=int, default=torch.get_num_threads(), help="image readers (%(default)s)"
+    )
 
 
 def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
@@ -102,55 +91,46 @@ def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
     model, place = parser.model.add_argument, parser.place.add_argument
     parser.data.add_argument("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
     model("--arch", choices=[*archs], default="resnet50", help="backbone of each modality (%(default)s)")
-    model("--low-dim", type=positive, default=512, help="dimensions of a stripe's feature (%(default)s)")
+    model("--low-dim", type=int, default=512, help="dimensions of a stripe's feature (%(default)s)")
     model("--drop", type=float, default=0.0, help="dropout before the classifiers (%(default)s)")
     add_data_flags(parser)
     place("--resume", "-r", default="", help="checkpoint: a file, its name in --model_path; train.py: or last")
     place("--model_path", default="save_model/", help="folder of the checkpoints (%(default)s)")
     place("--log_path", default="log/", help="folder of logs and results (%(default)s)")
-    place("--test-batch", type=positive, default=64, help="images per test batch (%(default)s)")
+    place("--test-batch", type=int, default=64, help="images per test batch (%(default)s)")
     place("--gpu", type=int, default=0, help="number of the GPU (%(default)s)")
 
 
-def add_search_flags(add: Callable, both: bool = False) -> None:
-    """The flags that choose protocols, with the values of all datasets that have them; ``both`` may be chosen, too."""
+def add_search_flags(add: Callable) -> None:
+    """The flags that choose protocols; `data_manager.Dataset.searches` checks their values."""
     for flag, text in (("mode", "gallery cameras"), ("gall_mode", "images per person"), ("search", "query to gallery")):
-        known = {d.title: d.search_flags[flag] for d in DATASETS.values() if flag in d.search_flags}
-        choices = [*dict.fromkeys(value for values in known.values() for value in values)] + ["both"] * both
-        default = ", ".join(f"{title} {values[0]}" for title, values in known.items())
-        add(f"--{flag.replace('_', '-')}", choices=choices, help=f"{text} ({default})")
+        known = [f"{d.title} {', '.join(d.search_flags[flag])}" for d in DATASETS.values() if flag in d.search_flags]
+        add(f"--{flag.replace('_', '-')}", help=f"{text} ({'; '.join(known)}; or both)")
 
 
-# ---- errors and signals ---------------------------------------------------------------------------------------------
+# ---- errors, signals and processes ----------------------------------------------------------------------------------
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's ``main``, in each process that torchrun started, if it did.
-
-    Wrong input, files or numbers are one line on stderr, with a traceback in the log.
-    """
+    """Call a script's ``main``, in each process that torchrun started, if it did. An error is one line on stderr."""
     try:
         if dist.is_torchelastic_launched():
-            # Tensors on the CPU and objects go by gloo, tensors on a GPU by NCCL.
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         main()
         end_processes()
-    except filelock.Timeout as error:
-        fail(f"another process is writing these files (it holds {error.lock_file}): wait for it, or stop it")
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        script_log.debug("refused", exc_info=True)
         fail(str(error) or type(error).__name__)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        script_log.debug("lost", exc_info=True)
         fail(f"a process of this run was lost ({error}): --resume last goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit status 2. For scripts; functions raise."""
+    """End the program with one line on stderr and exit status 2, and the traceback in the log. Functions raise."""
+    log.debug("refused", exc_info=True)
     if dist.is_torchelastic_launched():  # the first process to fail says why: the others fail for want of it
         place, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), datetime.timedelta(seconds=10)
         with contextlib.suppress(RuntimeError):  # torchrun itself is gone
@@ -162,17 +142,17 @@ def fail(message: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[SimpleNamespace]:
-    """Yield ``stop``: ``stop.status`` is an exit status once SIGINT, SIGTERM or SIGHUP has come. A second ends at once.
+def stop_signals() -> Iterator[list[int]]:
+    """Yield a list that gets an exit status when SIGINT, SIGTERM or SIGHUP comes. A second one ends the program.
 
     Under torchrun, which repeats signals and kills after half a minute, a second one changes nothing.
     """
-    stop = SimpleNamespace(status=0)
+    stop = []
 
     def note(number: int, _) -> None:
-        if stop.status and not dist.is_initialized():
-            sys.exit(stop.status)
-        stop.status = 128 + number
+        if stop and not dist.is_initialized():
+            sys.exit(stop[0])
+        stop.append(128 + number)
 
     numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}  # Windows has no SIGHUP
     before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
@@ -181,11 +161,8 @@ def stop_signals() -> Iterator[SimpleNamespace]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.status:  # it came too late to be looked at inside
-        sys.exit(stop.status)
-
-
-# ---- the processes of a run: torchrun starts one for each GPU -------------------------------------------------------
+    if stop:  # it came too late to be looked at inside
+        sys.exit(stop[0])
 
 
 def share() -> tuple[int, int]:
@@ -202,8 +179,7 @@ def end_processes() -> None:
 def mean(x: torch.Tensor) -> torch.Tensor:
     """The mean of ``x`` over the processes, in place; a GPU does not wait for it."""
     if dist.is_initialized():
-        dist.all_reduce(x)
-        x /= dist.get_world_size()
+        dist.all_reduce(x.div_(dist.get_world_size()))
     return x
 
 
@@ -215,7 +191,7 @@ def gather(value) -> list:
     return found
 
 
-# ---- logs, device and seeds -----------------------------------------------------------------------------------------
+# ---- logs, device, seeds, files -------------------------------------------------------------------------------------
 
 
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
@@ -231,9 +207,9 @@ def start_log(args: argparse.Namespace, path: str | None = None) -> None:
     for level, word in ((logging.DEBUG, ""), (logging.INFO, ""), (logging.WARNING, "warning: ")):
         logging.addLevelName(level, word)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s%(message)s", handlers=handlers, force=True)
-    script_log.setLevel(logging.DEBUG)
+    log.setLevel(logging.DEBUG)  # such lines go to the log file alone
     for title, values in (("flags", dict(sorted(vars(args).items()))), ("versions", versions())):
-        script_log.debug("%s: %s", title, " ".join(f"{name}={value}" for name, value in values.items()))
+        log.debug("%s: %s", title, " ".join(f"{name}={value}" for name, value in values.items()))
 
 
 def versions() -> dict[str, str]:
@@ -241,13 +217,12 @@ def versions() -> dict[str, str]:
     here = shlex.quote(os.path.dirname(os.path.abspath(__file__)))
     commit = subprocess.getoutput(f"git -C {here} describe --always --dirty 2>/dev/null")
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    return {"python": platform.python_version(), **libraries, "commit": commit or "unknown"}
+    return {"python": sys.version.split()[0], **libraries, "commit": commit or "unknown"}
 
 
 def select_device(gpu: int, persons: int = 0) -> torch.device:
-    """The GPU of this number, or of the process under torchrun, else the CPU; says which (FIDELITY 10).
-
-    Processes can share ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
+    """The GPU of this number, or of the process under torchrun, else the CPU; says which, and how many GPUs could share
+    the ``persons`` of a batch, 0 for any number. ValueError: there are fewer GPUs than processes.
     """
     count, processes, note = torch.cuda.device_count(), share()[1], ""
     if processes > 1:
@@ -276,9 +251,6 @@ def seed_everything(seed: int, deterministic: bool = True, tf32: bool = False) -
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads such memory
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -363,9 +335,6 @@ def open_checkpoint(args: argparse.Namespace, flags: Iterable[str]) -> tuple[dic
     return checkpoint, path
 
 
-def write_results(path: str, results: dict, networks: list[dict], options: list[str], args: argparse.Namespace) -> None:
-    """Write `eval_metrics.Results.to_json`, and what the features come from, to a JSON file."""
-    content = {"flags": vars(args), "options": options, "versions": versions(), "networks": networks, **results}
+def write_json(path: str, content: dict) -> None:
     with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
-    log.info("all trials: %s", path)

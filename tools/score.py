@@ -49,7 +49,7 @@ def build_parser() -> utils.Parser:
     add("--features", metavar="NAME", help="score these features alone")
     add("--log_path", default="log/", help="folder of score_<file>.log and .json (%(default)s)")
     add("--seed", type=int, default=1, help="seed of the random rankings (%(default)s)")
-    utils.add_search_flags(add, both=True)
+    utils.add_search_flags(add)
     add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten galleries (%(default)s)")
     add("--rand_perm", metavar="FILE", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
     add("--distance", choices=Distances.KINDS, default="cosine", help="distance of features (%(default)s)")
@@ -222,7 +222,9 @@ def main() -> None:
         results, networks = score(files, args)
         named = ["flip"] * any(network.get("flip") for network in networks) + options
         results.log(named)
-        utils.write_results(f"{output}.json", results.to_json(), networks, named, args)
+        known = {"flags": vars(args), "options": named, "versions": utils.versions(), "networks": networks}
+        utils.write_json(f"{output}.json", known | results.to_json())
+        log.info("all trials: %s.json", output)
 
 
 if __name__ == "__main__":
