@@ -1,7 +1,6 @@
 """The drawn datasets, and the measurements."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +91,6 @@ def test_benchmarks_run(monkeypatch, capsys, tmp_path, command, rows):
     """What they measure is for their reader; that they measure all of it is for us."""
     monkeypatch.setattr(benchmark, "SIZES", {"small": (30, 20, 5)})
     monkeypatch.setattr(benchmark, "LARGE", (30, 20, 5))
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
     forked = partial(torch.multiprocessing.start_processes, start_method="fork")
     monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
     monkeypatch.setattr("sys.argv", ["benchmark", *command.split()])
