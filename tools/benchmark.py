@@ -292,9 +292,7 @@ def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> No
         ratio = values["images/s"] / found[chosen[0]]["images/s"]
         print(f"{row:48s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
     if args.json:
-        device = f"{platform.machine()}, {torch.get_num_threads()} threads"
-        if on_gpu:
-            device = torch.cuda.get_device_name(utils.select_device(options.gpu))
+        device = torch.cuda.get_device_name(utils.select_device(options.gpu)) if on_gpu else platform.machine()
         content = {"device": device, "flags": vars(args), "versions": utils.versions(), "results": found}
         with utils.whole_file(args.json) as path, open(path, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)

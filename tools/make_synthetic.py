@@ -9,7 +9,6 @@ how much the cameras differ: "easy" people look alike in all cameras, "hard" one
 a random stream of its own, so a tree is the same byte for byte whatever --workers says (on one Pillow version).
 """
 
-import argparse
 import functools
 import json
 import math
@@ -529,22 +528,18 @@ def make(
 make_sysu, make_regdb, make_llcm = (functools.partial(make, dataset) for dataset in TREES)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(description=__doc__)
+def main() -> None:
+    parser = utils.Parser(prog="python -m tools.make_synthetic", description=__doc__)
     add = parser.add_argument
-    add("--dataset", choices=tuple(TREES), required=True, help="layout to write")
+    add("--dataset", choices=[*TREES], required=True, help="layout to write")
     add("--out", type=Path, required=True, help="folder to make: new, empty or the same tree")
     add("--ids", type=int, default=130, help="persons in all splits together (%(default)s)")
     add("--full", dest="ids", action="store_const", const=None, help="the real set's persons and images")
     add("--images", type=int, default=20, help="images per person and camera, of RegDB always 10 (%(default)s)")
     add("--seed", type=int, default=0, help="another seed draws other people and rooms (%(default)s)")
-    add("--difficulty", choices=tuple(DIFFICULTIES), default="easy", help="see above (%(default)s)")
+    add("--difficulty", choices=[*DIFFICULTIES], default="easy", help="see above (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
-    return parser
-
-
-def main() -> None:
-    args = vars(build_parser().parse_args())
+    args = vars(parser.parse_args())
     print(f"{args['out']}: {'written' if make(**args) else 'already there'}")
 
 

@@ -505,10 +505,10 @@ def build_parser() -> utils.Parser:
     parser = utils.Parser(prog="python -m tools.visualize", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for draw, files in COMMANDS.items():
-        own, name = commands.add_parser(draw.__name__, description=draw.__doc__), draw.__name__
+        own = commands.add_parser(draw.__name__, description=draw.__doc__.partition("\n")[0])
         own.set_defaults(draw=draw)
         add = own.add_argument
-        add("--out", default=f"{name}.png", help="file to write: .png, .jpg, .pdf or .svg (%(default)s)")
+        add("--out", default=f"{draw.__name__}.png", help="file to write: .png, .jpg, .pdf or .svg (%(default)s)")
         if files:
             add("files", nargs="+" if "LABEL" in files else 1, metavar=files)
         if "RESULT" in files or "FEATURES" in files:
