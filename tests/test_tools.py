@@ -77,7 +77,7 @@ def test_make_synthetic_leaves_other_folders_alone(output, bad, tmp_path):
 
 
 SIZE = "--workers 0 --batch-size 16 --img_h 81 --img_w 16 --steps 1"
-TRAIN = f"train {SIZE} --warmup 0 --arch resnet18 --json b.json --only way ours network"
+TRAIN = f"train {SIZE} --warmup 0 --arch resnet18 --json b.json"
 ROWS = {
     "evaluate": ["small", "30 x 20, from 128-dimensional features"],
     f"data {SIZE}": ["image by image, 0 workers", "ours, gathered on the host", "ours, from the host to the network"],

@@ -5,8 +5,8 @@
     python -m tools.benchmark train         training steps, beside the published way and the bare network
     python -m tools.benchmark scale         training steps shared by 1, 2, 4, ... processes, one for each GPU
 
-Flags of train.py hold here, too, like --arch, --batch-size or --amp bf16. Ratios are taken in one run; they mean more
-than the seconds.
+Flags of train.py hold here, too, like --arch, --batch-size, --amp bf16 or --compile; those that change the precision
+leave the published way as it is. Ratios are taken in one run; they mean more than the seconds.
 """
 
 import argparse
@@ -47,8 +47,6 @@ PERSONS = 395
 AHEAD = 10  # batches that may be made before they are asked for
 
 PUBLISHED, OURS, BARE = "the published way", "ours", "the bare network"
-FLAGS = ["", "--amp bf16", "--compile", "--amp bf16 --compile"]  # of train.py, that training is measured with
-GPU_FLAGS = ["--tf32", "--no-deterministic", "--amp fp16", "--amp bf16 --compile --no-deterministic"]
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------
@@ -239,7 +237,7 @@ def measure(rank: int, processes: int, way: str, args: argparse.Namespace, flags
         dist.init_process_group(backend, init_method=f"file://{file}.store", rank=rank, world_size=processes)
     options = train.build_parser().parse_args(flags)
     device, size = utils.select_device(options.gpu), (options.img_h, options.img_w)
-    utils.seed_everything(1 + rank, options.deterministic and way != PUBLISHED, options.tf32)
+    utils.seed_everything(1 + rank, options.deterministic and way != PUBLISHED, options.tf32 and way != PUBLISHED)
     data, sampler = noise(args.warmup + args.steps, options)
     net = EmbedNet(PERSONS, options.low_dim, options.drop, options.arch, pretrained="none")
     watch = Watch(args.warmup, args.steps, device)
@@ -277,22 +275,16 @@ def measured(processes: int, way: str, args: argparse.Namespace, *flags: str) ->
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    on_gpu = torch.cuda.is_available()
-    pairs = [(PUBLISHED, ""), *((way, flags) for flags in FLAGS + GPU_FLAGS * on_gpu for way in (OURS, BARE))]
-    rows = {" ".join(pair).strip(): pair for pair in pairs}
-    chosen = [row for row in rows if not args.only or row.endswith(tuple(args.only))]
-    if not chosen:
-        raise ValueError(f"--only {' '.join(args.only)}: no row ends so; there are {'; '.join(rows)}")
     found = {}
-    for row in chosen:
-        way, flags = rows[row]
-        found[row] = values = measured(1, way, args, *flags.split())
-        if row == chosen[0]:
-            print(f"{'':48s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
-        ratio = values["images/s"] / found[chosen[0]]["images/s"]
-        print(f"{row:48s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
+    for way in (PUBLISHED, OURS, BARE):
+        found[way] = values = measured(1, way, args)
+        if way == PUBLISHED:
+            print(f"{'':24s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
+        ratio = values["images/s"] / found[PUBLISHED]["images/s"]
+        print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
     if args.json:
-        device = torch.cuda.get_device_name(utils.select_device(options.gpu)) if on_gpu else platform.machine()
+        device = utils.select_device(options.gpu)
+        device = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         content = {"device": device, "flags": vars(args), "versions": utils.versions(), "results": found}
         with utils.whole_file(args.json) as path, open(path, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
@@ -332,9 +324,6 @@ def main() -> None:
     add("command", choices=[*BENCHMARKS])
     add("--steps", type=utils.positive, help="steps to time (100; on a CPU 30 of data, 5 of training)")
     add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
-    add(
-        "--only", nargs="+", default=(), metavar="NAME", help="train: the rows whose names end so, like 'way' or 'bf16'"
-    )
     add("--json", help="train: file to write the results to")
     add("--processes", type=int, default=torch.cuda.device_count() or 2, help="scale: at most so many (%(default)s)")
     args, args.flags = parser.parse_known_args()

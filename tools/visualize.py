@@ -315,8 +315,7 @@ def project(points: np.ndarray, method: str, seed: int) -> np.ndarray:
 
     if method == "tsne" and len(points) > 10:
         return TSNE(perplexity=min(30, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(points)
-    found = PCA(min(2, *points.shape), random_state=seed).fit_transform(points)
-    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+    return PCA(2, random_state=seed).fit_transform(points)
 
 
 @STYLE
