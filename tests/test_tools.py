@@ -1,7 +1,6 @@
 """The drawn datasets, and the measurements."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def test_make_synthetic_leaves_other_folders_alone(call, bad, tmp_path):
 
 
 SIZE = "--workers 0 --batch-size 16 --img_h 81 --img_w 16 --steps 1"
-TRAIN = f"train {SIZE} --warmup 0 --arch resnet18 --json b.json --only way ours network"
+TRAIN = f"train {SIZE} --warmup 0 --arch resnet18 --json b.json"
 ROWS = {
     "evaluate": ["small", "30 x 20, from 128-dimensional features"],
     f"data {SIZE}": ["image by image, 0 workers", "ours, gathered on the host", "ours, from the host to the network"],
@@ -92,7 +91,6 @@ def test_benchmarks_run(monkeypatch, capsys, tmp_path, command, rows):
     """What they measure is for their reader; that they measure all of it is for us."""
     monkeypatch.setattr(benchmark, "SIZES", {"small": (30, 20, 5)})
     monkeypatch.setattr(benchmark, "LARGE", (30, 20, 5))
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
     forked = partial(torch.multiprocessing.start_processes, start_method="fork")
     monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
     monkeypatch.setattr("sys.argv", ["benchmark", *command.split()])

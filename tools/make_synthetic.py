@@ -9,7 +9,6 @@ how much the cameras differ: "easy" people look alike in all cameras, "hard" one
 a random stream of its own, so a tree is the same byte for byte whatever --workers says (on one Pillow version).
 """
 
-import argparse
 import functools
 import json
 import math
@@ -347,28 +346,6 @@ def save_image(root: Path, settings: dict, image: tuple[str, tuple[int, int, int
     draw(settings["seed"], pid, number, index, DIFFICULTIES[settings["difficulty"]]).save(root / path, quality=90)
 
 
-def write_tree(out: Path, settings: dict, images: Images, lists: dict[str, str], workers: int) -> bool:
-    """Write a tree whole or not at all, in a folder beside `out` until the end; False if the same is there already."""
-    out = Path(out).resolve()
-    settings = settings | {"full": settings["ids"] is None, "version": VERSION, "pillow": PIL.__version__}
-    note = json.dumps(settings, indent=1) + "\n"
-    if (out / "synthetic.json").is_file() and (out / "synthetic.json").read_bytes() == note.encode():
-        return False
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OSError(f"{out} holds other content or other settings: give another --out, or delete it")
-    part = out.with_name(out.name + ".synthetic-partial")
-    with ProcessPoolExecutor(workers) as pool:  # which starts no process while it is idle
-        shutil.rmtree(part, ignore_errors=True)  # what an interrupted run left
-        for name, text in (lists | {"synthetic.json": note}).items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            (part / name).write_text(text)
-        saved = (map if workers == 1 else pool.map)(functools.partial(save_image, part, settings), images.items())
-        for _ in tqdm(saved, total=len(images), unit="image", disable=None):
-            pass
-    part.rename(out)
-    return True
-
-
 # ---- SYSU-MM01 -------------------------------------------------------------------------------------------------------
 
 # Cameras 2 and 3 share a room. Camera 3 saturates, and camera 6 turns tones round: dark synthetic fabrics glow in
@@ -443,22 +420,14 @@ def small_sysu(ids: int, images: int, seed: int) -> tuple[dict[str, list[int]], 
     return splits, counts
 
 
-def make_sysu(
-    out: Path, ids: int | None = 130, images: int = 20, seed: int = 0, difficulty: str = "easy", workers: int = 1
-) -> bool:
-    """Write cam1..cam6/<id>/<image>.jpg and exp/{train,val,test}_id.txt; False if the tree is there already.
-
-    `ids` None stands for the real set's persons and images, whatever `images` says.
-    """
-    if seed < 0 or (ids is not None and not (5 <= ids <= 9999 and 2 <= images <= 999)):
-        raise ValueError(f"give --ids from 5 to 9999, --images 2 to 999, --seed from 0, not {ids}, {images} and {seed}")
-    settings = {"dataset": "sysu", "ids": ids, "images": ids and images, "seed": seed, "difficulty": difficulty}
+def sysu_tree(ids: int | None, images: int | None, seed: int) -> tuple[Images, dict[str, str]]:
+    """cam1..cam6/<id>/<image>.jpg and exp/{train,val,test}_id.txt."""
     splits, counts = real_sysu(seed) if ids is None else small_sysu(ids, images, seed)
     lists = {f"exp/{name}_id.txt": ",".join(map(str, sorted(splits[name]))) + "\n" for name in ("train", "val", "test")}
     paths = {}
     for pid, cam in ((pid, cam) for pid, cams in counts.items() for cam in cams):
         paths |= {f"cam{cam}/{pid:04d}/{i:04d}.jpg": (pid, cam, i) for i in range(1, counts[pid][cam] + 1)}
-    return write_tree(out, settings, paths, lists, workers)
+    return paths, lists
 
 
 # ---- RegDB -----------------------------------------------------------------------------------------------------------
@@ -470,14 +439,12 @@ REGDB = {
 }
 
 
-def make_regdb(out: Path, ids: int | None = 130, seed: int = 0, difficulty: str = "easy", workers: int = 1) -> bool:
-    """Write {Visible,Thermal}/<id>/*.bmp and ten random halvings in idx/; `ids` None stands for the real set's 412."""
-    persons = 412 if ids is None else ids
-    if seed < 0 or not 6 <= persons <= 9999:
-        raise ValueError(f"give --ids from 6 to 9999 and --seed from 0, not {ids} and {seed}")
-    settings = {"dataset": "regdb", "ids": ids, "images": 10, "seed": seed, "difficulty": difficulty}
+def regdb_tree(ids: int | None, images: int, seed: int) -> tuple[Images, dict[str, str]]:
+    """{Visible,Thermal}/<id>/*.bmp and ten random halvings in idx/."""
+    persons = ids or 412
     names = {7: "Visible/{}/person_v_{:04d}.bmp", 8: "Thermal/{}/person_t_{:04d}.bmp"}
-    paths = {names[c].format(p, i): (p, c, i) for p in range(1, persons + 1) for c in names for i in range(1, 11)}
+    numbers = range(1, images + 1)
+    paths = {names[c].format(p, i): (p, c, i) for p in range(1, persons + 1) for c in names for i in numbers}
     rng, halves, lists = np.random.default_rng([seed, TRIAL]), {}, {}
     while len(halves) < 10:  # no two trials alike
         order = (1 + rng.permutation(persons)).tolist()
@@ -485,9 +452,9 @@ def make_regdb(out: Path, ids: int | None = 130, seed: int = 0, difficulty: str 
     for trial, (train, test) in enumerate(halves.items(), start=1):
         for subset, members in (("train", train), ("test", test)):
             for modality, cam in (("visible", 7), ("thermal", 8)):
-                rows = [f"{names[cam].format(p, i)} {label}\n" for label, p in enumerate(members) for i in range(1, 11)]
+                rows = [f"{names[cam].format(p, i)} {label}\n" for label, p in enumerate(members) for i in numbers]
                 lists[f"idx/{subset}_{modality}_{trial}.txt"] = "".join(rows)
-    return write_tree(out, settings, paths, lists, workers)
+    return paths, lists
 
 
 # ---- LLCM ------------------------------------------------------------------------------------------------------------
@@ -497,18 +464,12 @@ LLCM = {10 + n: SYSU[1]._replace(room=20 + n, gain=0.5 + 0.06 * n, blur=0.1 * n)
 LLCM |= {20 + n: SYSU[6 if n % 2 else 3]._replace(room=20 + n, blur=0.1 * n) for n in (1, 2, 4, 5, 6, 7, 8, 9)}
 
 
-def make_llcm(
-    out: Path, ids: int | None = 130, images: int = 20, seed: int = 0, difficulty: str = "easy", workers: int = 1
-) -> bool:
-    """Write {vis,nir}/<id>/*.jpg, test_{vis,nir}/cam<n>/<id>/*.jpg and the lists of idx/.
+def llcm_tree(ids: int | None, images: int, seed: int) -> tuple[Images, dict[str, str]]:
+    """{vis,nir}/<id>/*.jpg, test_{vis,nir}/cam<n>/<id>/*.jpg and the lists of idx/.
 
-    Each person passes three cameras in each modality, with `images` images each. `ids` None stands for the real set's
-    1,064 persons, with seven: about as many images as it has.
+    Each person passes three cameras in each modality, with `images` images each.
     """
-    persons, images = (1064, 7) if ids is None else (ids, images)
-    if seed < 0 or not (6 <= persons <= 9999 and 1 <= images <= 999):
-        raise ValueError(f"give --ids from 6 to 9999, --images 1 to 999, --seed from 0, not {ids}, {images} and {seed}")
-    settings = {"dataset": "llcm", "ids": ids, "images": images, "seed": seed, "difficulty": difficulty}
+    persons = ids or 1064
     rng = np.random.default_rng([seed, SPLIT])
     train = sorted((1 + rng.permutation(persons))[: round(persons * 713 / 1064)].tolist())
     test = [pid for pid in range(1, persons + 1) if pid not in train]
@@ -522,37 +483,64 @@ def make_llcm(
                 paths |= {name: (pid, first + cam, i) for i, name in enumerate(names, 1)}
                 rows += [f"{name} {train.index(pid)}\n" for name in names] if pid in train else []
         lists[f"idx/train_{kind}.txt"] = "".join(rows)
-    return write_tree(out, settings, paths, lists, workers)
+    return paths, lists
 
 
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 CAMERAS = SYSU | REGDB | LLCM  # a camera's number is its own among all datasets
-TREES = {
-    "sysu": make_sysu,
-    "regdb": lambda images, **flags: make_regdb(**flags),
-    "llcm": make_llcm,
-}  # RegDB: always ten images
+TREES = {"sysu": sysu_tree, "regdb": regdb_tree, "llcm": llcm_tree}
+FULL = {"sysu": None, "regdb": 10, "llcm": 7}  # --images of the real set: of SYSU-MM01 known one by one, of LLCM about
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(description=__doc__)
+def make(
+    dataset: str, out: Path, ids: int | None = 130, images: int = 20, seed: int = 0, difficulty: str = "easy", workers=1
+) -> bool:
+    """Write a tree whole or not at all, in a folder beside `out` until the end; False if the same is there already.
+
+    `ids` None stands for the real set's persons and images, whatever `images` says.
+    """
+    if seed < 0 or (ids is not None and not (5 <= ids <= 9999 and 2 <= images <= 999)):
+        raise ValueError(f"give --ids from 5 to 9999, --images 2 to 999, --seed from 0, not {ids}, {images} and {seed}")
+    images = FULL[dataset] if ids is None or dataset == "regdb" else images
+    settings = {"dataset": dataset, "ids": ids, "images": images, "seed": seed, "difficulty": difficulty}
+    settings |= {"full": ids is None, "version": VERSION, "pillow": PIL.__version__}
+    note = json.dumps(settings, indent=1) + "\n"
+    out = Path(out).resolve()
+    if (out / "synthetic.json").is_file() and (out / "synthetic.json").read_bytes() == note.encode():
+        return False
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OSError(f"{out} holds other content or other settings: give another --out, or delete it")
+    paths, lists = TREES[dataset](ids, images, seed)
+    part = out.with_name(out.name + ".synthetic-partial")
+    with ProcessPoolExecutor(workers) as pool:  # which starts no process while it is idle
+        shutil.rmtree(part, ignore_errors=True)  # what an interrupted run left
+        for name, text in (lists | {"synthetic.json": note}).items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_text(text)
+        saved = (map if workers == 1 else pool.map)(functools.partial(save_image, part, settings), paths.items())
+        for _ in tqdm(saved, total=len(paths), unit="image", disable=None):
+            pass
+    part.rename(out)
+    return True
+
+
+make_sysu, make_regdb, make_llcm = (functools.partial(make, dataset) for dataset in TREES)
+
+
+def main() -> None:
+    parser = utils.Parser(prog="python -m tools.make_synthetic", description=__doc__)
     add = parser.add_argument
-    add("--dataset", choices=tuple(TREES), required=True, help="layout to write")
+    add("--dataset", choices=[*TREES], required=True, help="layout to write")
     add("--out", type=Path, required=True, help="folder to make: new, empty or the same tree")
     add("--ids", type=int, default=130, help="persons in all splits together (%(default)s)")
     add("--full", dest="ids", action="store_const", const=None, help="the real set's persons and images")
     add("--images", type=int, default=20, help="images per person and camera, of RegDB always 10 (%(default)s)")
     add("--seed", type=int, default=0, help="another seed draws other people and rooms (%(default)s)")
-    add("--difficulty", choices=tuple(DIFFICULTIES), default="easy", help="see above (%(default)s)")
+    add("--difficulty", choices=[*DIFFICULTIES], default="easy", help="see above (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
-    return parser
-
-
-def main() -> None:
-    args = vars(build_parser().parse_args())
-    written = TREES[args.pop("dataset")](**args)
-    print(f"{args['out']}: {'written' if written else 'already there'}")
+    args = vars(parser.parse_args())
+    print(f"{args['out']}: {'written' if make(**args) else 'already there'}")
 
 
 if __name__ == "__main__":

@@ -25,36 +25,18 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --text: #1a1a1a; --faint: #595959; --back: #ffffff; --line: #d0d0d0; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --text: #ececec; --faint: #b4b4b4; --back: #17191c; --line: #44484d; }}
-}}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
-        max-width: 75rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; }}
-h1 {{ font-size: 1.6rem; }}
-h2 {{ font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }}
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; overflow-wrap: normal; }}
-figcaption {{ text-align: left; color: var(--faint); padding: .3rem 0; }}
-th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th:first-child {{ text-align: left; position: sticky; left: 0; background: var(--back); }}
-figure {{ margin: 1.5rem 0; }}
-@media (max-width: 40rem) {{ th, td {{ padding: .25rem .35rem; font-size: .85rem; }} }}
+th, td {{ padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #8888; white-space: nowrap; }}
+th:first-child {{ text-align: left; position: sticky; left: 0; background: Canvas; }}
 img {{ width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; display: block; }}
 </style>
 <h1>{title}</h1>
 {sections}
 </html>
 """
-
-
-def build_parser() -> utils.Parser:
-    parser = utils.Parser(prog="python -m tools.report", description=__doc__)
-    add = parser.add_argument
-    add("files", nargs="+", metavar="[LABEL=]FILE", help="JSON file of test.py or tools.score, or folder of a run")
-    add("--features", default="fc", help="features to show: fc, pool5, … (%(default)s)")
-    add("--out", default="report.html", help="page to write (%(default)s)")
-    return parser
 
 
 def gather(files: dict[str, str]) -> tuple[dict[str, Result], dict[str, list[dict]]]:
@@ -71,14 +53,18 @@ def gather(files: dict[str, str]) -> tuple[dict[str, Result], dict[str, list[dic
     return results, metrics
 
 
-def rows(results: dict[str, Result], protocol: str, feature: str) -> Iterator[tuple[str, list[str]]]:
-    """Label and cells, chance first: of each measure the mean over the trials and, of several, their deviation."""
+def tables(results: dict[str, Result], feature: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Of each protocol a caption and rows: the heads, chance, and each label; of several trials with the deviation."""
     first = next(iter(results.values()))
     found = {"chance": first.rows["chance"]} | {label: result.rows[feature] for label, result in results.items()}
-    for label, own in found.items():
-        mean, std, trials = own[protocol]
-        several = len(trials) > 1
-        yield label, [f"{100 * mean[key]:.2f}" + f" ± {100 * std[key]:.2f}" * several for key in MEASURES]
+    for protocol, counts in first.counts.items():
+        rows = [["", *MEASURES.values()]]
+        for label, own in found.items():
+            mean, std, trials = own[protocol]
+            several = len(trials) > 1
+            cells = [f"{100 * mean[key]:.2f}" + f" ± {100 * std[key]:.2f}" * several for key in MEASURES]
+            rows.append([label, *cells])
+        yield f"{protocol}: {counts}", rows
 
 
 def notes(results: dict[str, Result], feature: str) -> list[str]:
@@ -91,27 +77,23 @@ def notes(results: dict[str, Result], feature: str) -> list[str]:
     return found
 
 
-def table(results: dict[str, Result], feature: str) -> str:
-    """For the screen: a block per protocol, a row per label."""
+def as_text(results: dict[str, Result], feature: str) -> str:
     width, lines = max(map(len, [*results, "chance"])) + 2, []
-    for protocol, counts in next(iter(results.values())).counts.items():
-        lines.append(f"\n{protocol}: {counts}")
-        for label, cells in [("", MEASURES.values()), *rows(results, protocol, feature)]:
-            lines.append(f"  {label:{width}s}" + "".join(f"{cell:>15s}" for cell in cells))
+    for caption, rows in tables(results, feature):
+        lines += ["", caption, *(f"  {row[0]:{width}s}" + "".join(f"{cell:>15s}" for cell in row[1:]) for row in rows)]
     return "\n".join([*lines, "", *notes(results, feature)])
 
 
-def html_tables(results: dict[str, Result], feature: str) -> str:
-    what, *labels = map(html.escape, notes(results, feature))
-    parts = [f"<p>{what}</p>"]
-    for protocol, counts in next(iter(results.values())).counts.items():
-        body = "<tr><th></th>" + "".join(f"<th scope=col>{title}</th>" for title in MEASURES.values()) + "</tr>"
-        for label, cells in rows(results, protocol, feature):
-            cells = "".join(f"<td>{cell}</td>" for cell in cells)
-            body += f"\n<tr><th scope=row>{html.escape(label)}</th>{cells}</tr>"
-        caption, wide = html.escape(f"{protocol}: {counts}"), f"<div class=wide><table>{body}</table></div>"
-        parts.append(f"<figure><figcaption>{caption}</figcaption>{wide}</figure>")
-    return "\n".join([*parts, "<ul>", *(f"<li>{label}</li>" for label in labels), "</ul>"])
+def as_html(results: dict[str, Result], feature: str) -> str:
+    parts = [f"<p>{html.escape(note)}</p>" for note in notes(results, feature)]
+    for caption, rows in tables(results, feature):
+        lines = []
+        for label, *cells in rows:
+            kind = "td" if label else "th"
+            cells = "".join(f"<{kind}>{cell}</{kind}>" for cell in cells)
+            lines.append(f"<tr><th>{html.escape(label)}</th>{cells}</tr>")
+        parts += [f"<p>{html.escape(caption)}</p>", "<div class=wide><table>", *lines, "</table></div>"]
+    return "\n".join(parts)
 
 
 def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature: str) -> Iterator[tuple]:
@@ -123,23 +105,20 @@ def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature
         words = "Means of each epoch; rank-1 and mAP of those that were tested."
         data = next(iter(results.values())).data if results else ""
         yield "Training", words, visualize.curves(metrics, data), "png"
-    features = {
-        label: read_features(found.save_features, found.dataset, feature)
-        for label, found in results.items()
-        if os.path.isfile(found.save_features)
-    }
+    there = {label: found for label, found in results.items() if os.path.isfile(found.save_features)}
+    features = {label: read_features(found.save_features, found.dataset, feature) for label, found in there.items()}
     if features:
         words = "A mark is an image; a line joins a person's two centers, which the Hetero-Center loss pulls together."
         yield "Embedding", words, visualize.embedding(features), "png"
         words = "The less the two overlap, the better an image of the other modality tells a person from others."
         yield "Distances", words, visualize.distances(features), "png"
-    there = {label: found for label, found in results.items() if os.path.isdir(found.data_path)}
-    for label in [label for label in there if label in features]:
-        words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
-        figure = visualize.ranked(features[label], features[label].search({}), there[label].data_path)
-        yield f"Ranked: {label}", words, figure, "jpeg"
-    for label, found in there.items():
-        if os.path.isfile(found.checkpoint):
+    for label, found in results.items():
+        has_images = os.path.isdir(found.data_path)
+        if has_images and label in features:
+            words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
+            figure = visualize.ranked(features[label], features[label].search({}), found.data_path)
+            yield f"Ranked: {label}", words, figure, "jpeg"
+        if has_images and os.path.isfile(found.checkpoint):
             words = "How much a place adds to its stripe's feature, from the least to the most of the stripe."
             figure = visualize.attention(found.checkpoint, found.dataset, found.data_path)
             yield f"Stripes: {label}", words, figure, "jpeg"
@@ -147,27 +126,30 @@ def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature
 
 def page(results: dict[str, Result], metrics: dict[str, list[dict]], feature: str) -> str:
     """The whole page, as HTML."""
-    sections = ["<h2>Results</h2>\n" + html_tables(results, feature)] if results else []
+    sections = ["<h2>Results</h2>\n" + as_html(results, feature)] if results else []
     for title, words, figure, form in pictures(results, metrics, feature):
         data = io.BytesIO()
         figure.savefig(data, format=form, pil_kwargs={"quality": 85} if form == "jpeg" else {"optimize": True})
         source = f"data:image/{form};base64,{base64.b64encode(data.getvalue()).decode()}"
         image = f'<div class=wide><img alt="{html.escape(title)}" src="{source}"></div>'
-        caption = f"<figcaption>{html.escape(words)}</figcaption>"
-        sections.append(f"<h2>{html.escape(title)}</h2>\n<figure>{caption}{image}</figure>")
-    found = [*dict.fromkeys([*results, *metrics])]
-    labels = ", ".join(found) if len(found) < 5 else f"{len(found)} results and runs"
+        sections.append(f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(words)}</p>\n{image}")
+    labels = ", ".join(dict.fromkeys([*results, *metrics]))
     return PAGE.format(title=html.escape(f"Hetero-Center loss: {labels}"), sections="\n".join(sections))
 
 
 def main() -> None:
-    args = build_parser().parse_args()
+    parser = utils.Parser(prog="python -m tools.report", description=__doc__)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="[LABEL=]FILE", help="JSON file of test.py or tools.score, or folder of a run")
+    add("--features", default="fc", help="features to show: fc, pool5, … (%(default)s)")
+    add("--out", default="report.html", help="page to write (%(default)s)")
+    args = parser.parse_args()
     if not args.out.endswith(".html"):
         raise ValueError(f"--out {args.out}: give a name that ends in .html")
     results, metrics = gather(labelled(args.files))
     if results:
         check_alike(results, args.features)
-        print(table(results, args.features))
+        print(as_text(results, args.features))
     text = page(results, metrics, args.features)
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     with utils.whole_file(args.out) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:

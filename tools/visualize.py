@@ -13,11 +13,11 @@ FEATURES.npz comes from test.py --save_features. Several files may each have a n
 
 import argparse
 import functools
+import inspect
 import json
 import os
 import re
 import textwrap
-from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib
@@ -315,8 +315,7 @@ def project(points: np.ndarray, method: str, seed: int) -> np.ndarray:
 
     if method == "tsne" and len(points) > 10:
         return TSNE(perplexity=min(30, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(points)
-    found = PCA(min(2, *points.shape), random_state=seed).fit_transform(points)
-    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+    return PCA(2, random_state=seed).fit_transform(points)
 
 
 @STYLE
@@ -362,22 +361,22 @@ def ranked(features: Features, search: Search, root: str, rows: int = 2, seed: i
 
     Best and worst are queries of highest and lowest average precision, of a person each.
     """
-    distmat = Distances(features.values[search.query], features.values[search.gallery])[:]
     query, gallery = features.images.take(search.query), features.images.take(search.gallery)
     hidden = features.dataset.hidden(query.pids, query.camids, gallery.pids, gallery.camids)
     hits = query.pids[:, None] == gallery.pids
     known = np.flatnonzero((hits & ~hidden).any(axis=1))
     if not len(known):
         raise ValueError("no query has a match in the gallery")
-    found = rank_plainly(distmat[known], query.pids[known], gallery.pids, hidden[known], counts_persons=False)
-    before, precision = (dict(zip(known, column, strict=True)) for column in found.T[:2])
+    query, hidden, hits = query.take(known), hidden[known], hits[known]
+    distmat = Distances(features.values[search.query[known]], features.values[search.gallery])[:]
+    before, precision, _ = rank_plainly(distmat, query.pids, gallery.pids, hidden, counts_persons=False).T
+    best_first = np.argsort(-precision, kind="stable")
+    chance = np.random.default_rng(seed).permutation(len(known))[:rows]
 
     def of_persons(queries: np.ndarray) -> np.ndarray:
         """The first query of each person."""
         return queries[np.sort(np.unique(query.pids[queries], return_index=True)[1])][:rows]
 
-    best_first = known[np.argsort(-found[:, 1], kind="stable")]
-    chance = np.random.default_rng(seed).permutation(known)[:rows]
     kinds = ("best", of_persons(best_first)), ("random", chance), ("worst", of_persons(best_first[::-1]))
     chosen = [(kind, i) for kind, queries in kinds for i in queries]
     title = f"{search.protocol}, trial {search.trial} ({name_of_tree(features.dataset, root)})"
@@ -482,105 +481,72 @@ def samples(dataset: Dataset, root: str, persons: int = 8, per_camera: int = 1, 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
+COMMANDS = {  # what each draws, and from which files
+    curves: "[LABEL=]RUN",
+    cmc: "[LABEL=]RESULT.json",
+    embedding: "[LABEL=]FEATURES.npz",
+    distances: "[LABEL=]FEATURES.npz",
+    ranked: "FEATURES.npz",
+    attention: "CHECKPOINT",
+    samples: "",
+}
+OPTIONS = {  # flags of those whose function has such a parameter, with its default
+    "method": {"choices": ["tsne", "pca"], "help": "projection (%(default)s)"},
+    "persons": {"type": int, "help": "persons to show (%(default)s)"},
+    "per_camera": {"type": int, "help": "images of a person in a camera (%(default)s)"},
+    "rows": {"type": int, "help": "how many of the best, of random and of the worst queries (%(default)s)"},
+    "trial": {"type": int, "help": "RegDB's trial (the checkpoint's)"},
+    "seed": {"type": int, "help": "seed of all that is random (%(default)s)"},
+}
+
 
 def build_parser() -> utils.Parser:
     parser = utils.Parser(prog="python -m tools.visualize", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, draw: Callable, text: str) -> Callable:
-        own = commands.add_parser(name, help=text, description=f"Draw {text}.")
+    for draw, files in COMMANDS.items():
+        own = commands.add_parser(draw.__name__, description=draw.__doc__.partition("\n")[0])
         own.set_defaults(draw=draw)
-        own.add_argument("--out", default=f"{name}.png", help="file to write: .png, .jpg, .pdf or .svg (%(default)s)")
-        return own.add_argument
-
-    def add_dataset(add: Callable, tree: bool = False) -> None:
-        add("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
-        if tree:
+        add = own.add_argument
+        add("--out", default=f"{draw.__name__}.png", help="file to write: .png, .jpg, .pdf or .svg (%(default)s)")
+        if files:
+            add("files", nargs="+" if "LABEL" in files else 1, metavar=files)
+        if "RESULT" in files or "FEATURES" in files:
+            add("--features", default="fc", help="kind of features (%(default)s)")
+        if draw not in (curves, cmc):
+            add("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
+        if draw in (ranked, attention, samples):
             add("--data_path", metavar="TREE", help=f"folder of the dataset ({utils.by_dataset('data_path')})")
-
-    def add_features(add: Callable, tree: bool = False) -> None:
-        add("files", nargs=1 if tree else "+", metavar="[LABEL=]FEATURES.npz", help="file of test.py --save_features")
-        add("--features", default="fc", help="kind of features (%(default)s)")
-        add_dataset(add, tree)
-
-    def add_number(add: Callable, flag: str, default: int, text: str) -> None:
-        add(flag, type=int, default=default, help=f"{text} (%(default)s)")
-
-    add = command("curves", draw_curves, "losses, accuracy, learning rate, rank-1 and mAP over the epochs of some runs")
-    add("files", nargs="+", metavar="[LABEL=]RUN", help="folder of a run, log/<run>")
-
-    add = command("cmc", draw_cmc, "CMC curves of some results, mean and deviation over the trials")
-    add("files", nargs="+", metavar="[LABEL=]RESULT.json", help="what test.py or tools.score wrote")
-    add("--features", default="fc", help="kind of features (%(default)s)")
-
-    add = command("embedding", draw_embedding, "features of some test persons in the plane, and their centers")
-    add_features(add)
-    add("--method", choices=["tsne", "pca"], default="tsne", help="projection (%(default)s)")
-    add_number(add, "--persons", 7, "persons to show")
-    add_number(add, "--seed", 0, "seed of the choice of persons, and of the projection")
-
-    add_features(command("distances", draw_distances, "histograms of distances between visible and infrared images"))
-
-    add = command("ranked", draw_ranked, "queries and their ten nearest gallery images, hits green ✓ and misses red ✗")
-    add_features(add, tree=True)
-    utils.add_search_flags(add)
-    add_number(add, "--rows", 2, "how many of the best, of random and of the worst queries")
-    add_number(add, "--seed", 0, "seed of the choice of random queries")
-
-    add = command("attention", draw_attention, "where the stripes look, in visible and in infrared images")
-    add("checkpoint", help="a checkpoint of train.py, or a published one")
-    add_dataset(add, tree=True)
-    add("--trial", type=int, help="RegDB's trial (the checkpoint's)")
-    add_number(add, "--persons", 4, "persons to show")
-    add_number(add, "--seed", 0, "seed of the choice of persons and images")
-
-    add = command("samples", draw_samples, "images of some test persons in each camera")
-    add_dataset(add, tree=True)
-    add_number(add, "--persons", 8, "persons to show")
-    add_number(add, "--per-camera", 1, "images of a person in a camera")
-    add_number(add, "--seed", 0, "seed of the choice of persons and images")
+        if draw is ranked:
+            utils.add_search_flags(add)
+        for option, parameter in inspect.signature(draw).parameters.items():
+            if option in OPTIONS:
+                add(f"--{option}", default=parameter.default, **OPTIONS[option])
     return parser
 
 
-def draw_curves(args: argparse.Namespace) -> Figure:
-    return curves({label: read_metrics(path) for label, path in labelled(args.files).items()})
-
-
-def draw_cmc(args: argparse.Namespace) -> Figure:
-    results = {label: read_results(path) for label, path in labelled(args.files).items()}
-    check_alike(results, args.features)
-    return cmc(results, args.features)
-
-
-def all_features(args: argparse.Namespace) -> dict[str, Features]:
-    dataset, files = DATASETS[args.dataset], labelled(args.files).items()
-    return {label: read_features(path, dataset, args.features) for label, path in files}
-
-
-def draw_embedding(args: argparse.Namespace) -> Figure:
-    return embedding(all_features(args), args.persons, args.method, args.seed)
-
-
-def draw_distances(args: argparse.Namespace) -> Figure:
-    return distances(all_features(args))
-
-
-def draw_ranked(args: argparse.Namespace) -> Figure:
-    (features,) = all_features(args).values()
-    return ranked(features, features.search(vars(args)), args.data_path, args.rows, args.seed)
-
-
-def draw_attention(args: argparse.Namespace) -> Figure:
-    return attention(args.checkpoint, DATASETS[args.dataset], args.data_path, args.trial, args.persons, args.seed)
-
-
-def draw_samples(args: argparse.Namespace) -> Figure:
-    return samples(DATASETS[args.dataset], args.data_path, args.persons, args.per_camera, args.seed)
+def inputs(args: argparse.Namespace) -> tuple:
+    """What the picture of a command is drawn from."""
+    if args.draw is samples:
+        return DATASETS[args.dataset], args.data_path
+    if args.draw is attention:
+        return *args.files, DATASETS[args.dataset], args.data_path
+    files = labelled(args.files)
+    if args.draw is curves:
+        return ({label: read_metrics(path) for label, path in files.items()},)
+    if args.draw is cmc:
+        results = {label: read_results(path) for label, path in files.items()}
+        check_alike(results, args.features)
+        return results, args.features
+    features = {label: read_features(path, DATASETS[args.dataset], args.features) for label, path in files.items()}
+    if args.draw is ranked:
+        (own,) = features.values()
+        return own, own.search(vars(args)), args.data_path
+    return (features,)
 
 
 def main() -> None:
     args = build_parser().parse_args()
-    figure = args.draw(args)
+    figure = args.draw(*inputs(args), **{option: vars(args)[option] for option in OPTIONS if option in args})
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     figure.savefig(args.out)
     print(args.out)
