@@ -77,18 +77,19 @@ def places(data: Path, out: Path) -> list:
 
 def run_here(script: str, *flags) -> None:
     """Run a script, or a tool named like "-m tools.report", in this process: importing torch takes seconds."""
-    name, start = script, runpy.run_path
-    if script.startswith("-m "):
-        name, start = script.split(".")[-1] + ".py", runpy.run_module
+    tool = script.startswith("-m ")
+    name = script.split(".")[-1] + ".py" if tool else script
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, *map(str, flags)])
-        start(script.removeprefix("-m "), run_name="__main__")
+        if tool:
+            runpy.run_module(script.removeprefix("-m "), run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., str]:
+def call(capsys) -> Callable[..., str]:
     """Run a script or tool in this process; gives what it printed."""
-    monkeypatch.chdir(ROOT)
 
     def run(script: str, *flags) -> str:
         run_here(script, *flags)
