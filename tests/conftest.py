@@ -51,6 +51,11 @@ def only(folder: Path, pattern: str = "*.json") -> dict:
     return json.loads(file.read_text())
 
 
+def rows_of(content: dict) -> dict[tuple[str, str], dict]:
+    """{(protocol, feature): mean, deviation and trials} of a JSON file of test.py or tools.score."""
+    return {(row.pop("protocol"), row.pop("feature")): row for row in content["results"]}
+
+
 def features_file(path: Path, **changes) -> Path:
     """Features of two persons in every camera; ``changes`` replaces arrays, or takes them away where None."""
     pids, camids = np.repeat([1, 2], 12), np.tile(np.repeat(np.arange(1, 7), 2), 2)

@@ -12,16 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RUN, RUN_FLAGS, TINY, places
+from conftest import ROOT, RUN, RUN_FLAGS, TINY, only, places, rows_of
 
 import utils
 from model import EmbedNet
 from tools.killtest import read_all
-
-
-def read_results(folder: Path, pattern: str = "*.json") -> dict[tuple[str, str], dict]:
-    (file,) = folder.glob(pattern)
-    return {(row["protocol"], row["feature"]): row for row in json.loads(file.read_text())["results"]}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     flags = ["--data-path", sysu_run["data"], "--model-path", sysu_run["models"], f"--log-path={tmp_path}"]
     flags += ["--resume", f"{RUN}_best.t", "--test_batch", 16, "--workers", 0]
     out = call("test.py", *flags, "--mode", "both", "--gall_mode", "both")
-    found = read_results(tmp_path)
+    found = rows_of(only(tmp_path))
     modes, shots, features = ("all", "indoor"), ("single", "multi"), ("fc", "pool5", "chance")
     assert [*found] == [(f"{m}-search {s}-shot", f) for m in modes for s in shots for f in features]
     trained = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
@@ -84,7 +79,7 @@ def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     np.testing.assert_allclose(row["std"]["mAP"], np.std([t["mAP"] for t in row["trials"]]))
     assert f"{100 * row['mean']['mAP']:.2f}" in out and out.count("chance") >= 4
     call("test.py", *flags, "--distance", "euclidean")  # stripes of unit length rank alike by either distance
-    euclidean = read_results(tmp_path, "*euclidean.json")["all-search single-shot", "fc"]["trials"]
+    euclidean = rows_of(only(tmp_path, "*euclidean.json"))["all-search single-shot", "fc"]["trials"]
     np.testing.assert_allclose([trial["mAP"] for trial in euclidean], [trial["mAP"] for trial in trials])
 
 
@@ -126,7 +121,7 @@ def test_other_settings_train_and_test(call, sysu_tree, tmp_path, flags):
     assert ("classifier1.classifier.2.weight" in utils.load_checkpoint(str(checkpoint))["net"]) == ("--drop" in flags)
     assert ("HC 0.0000" in log.read_text()) == ("100" in flags)  # within such a margin the loss is zero
     call("test.py", *out, "--resume", checkpoint)
-    assert read_results(tmp_path)["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
+    assert rows_of(only(tmp_path))["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
 
 
 def test_periodic_checkpoints_and_the_schedule(call, noise_tree, tmp_path):
@@ -154,12 +149,12 @@ def test_regdb_all_trials_both_directions(call, bad, short_regdb, tmp_path):
         (tmp_path / f"trial{trial}.t").symlink_to("trial1.t")
     flags = ["--trial", "all", "--search", "both", "--resume", "trial{trial}.t", "--img_h", 96, "--img_w", 32]
     call("test.py", *out, *flags, "--workers", 0)
-    found = read_results(tmp_path)
+    content = only(tmp_path)
+    assert [network["trial"] for network in content["networks"]] == [*range(1, 11)]
+    found = rows_of(content)
     assert {search for search, _ in found} == {"v2t", "t2v"}
     assert all([trial["trial"] for trial in row["trials"]] == [*range(1, 11)] for row in found.values())
     assert found["v2t", "fc"]["trials"] != found["t2v", "fc"]["trials"]
-    (file,) = tmp_path.glob("*.json")
-    assert [network["trial"] for network in json.loads(file.read_text())["networks"]] == [*range(1, 11)]
 
 
 PUBLISHED = {
@@ -197,6 +192,5 @@ def test_the_published_test_scores_a_published_checkpoint(
     monkeypatch.chdir(tmp_path)
     out = call("test.py", *PUBLISHED["test.py"].format(dataset, more).split())
     assert all(text in out for text in ("--lr, --w_hc", "ignored", "no GPU", "DIR/NAME, epoch 7"))
-    (file,) = (tmp_path / "log").glob("*.json")
-    network = json.loads(file.read_text())["networks"][0]
+    network = only(tmp_path / "log")["networks"][0]
     assert [network[k] for k in ("arch", "low_dim", "img_h", "img_w", "n_class")] == ["resnet18", 512, 288, 144, 395]
