@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, g
         ("--test-only", "--resume"),
         ("--data_path nowhere", "nowhere/exp/test_id.txt --data_path"),
         ("--resume missing.t", "--resume missing.t"),
+        ("--resume BEST --optim adam", "_best.t --optim sgd --optim adam"),
+        ("--resume BEST --seed 2 --lr 0.02", "_best.t --seed 1 --lr 0.01 --seed 2 --lr 0.02"),
+        ("--resume BEST --drop 0.5 --w_hc 1", "_best.t --drop 0.3 --w_hc 0.6 --drop 0.5 --w_hc 1.0"),
         ("--pretrained missing.pth", "--pretrained missing.pth"),
         ("--log_path text.npz", "--log_path text.npz"),
         ("--img_w 0", "--img_w 0"),
@@ -92,8 +96,8 @@ def test_bad_flags(bad, sysu_run, monkeypatch, tmp_path, script, flags, words):
     monkeypatch.chdir(tmp_path)
     usual = {"train.py": [*TINY, *places(sysu_run["data"], tmp_path)]}
     usual["test.py"] = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
-    line = bad(script, *usual.get(script, []), *flags.replace("BEST", f"{RUN}_best.t").split())
-    assert holds(line, words)
+    flags = flags.replace("BEST", str(sysu_run["models"] / f"{RUN}_best.t"))
+    assert holds(bad(script, *usual.get(script, []), *flags.split()), words)
 
 
 def test_weights_that_cannot_be_downloaded(bad, sysu_tree, tmp_path, monkeypatch):
@@ -111,89 +115,69 @@ def pipe_instead(path: Path) -> None:
     os.mkfifo(path)
 
 
-TREES = [  # file, what is done to it, words
-    ("exp/val_id.txt", os.remove, "exp/val_id.txt"),
-    ("exp/train_id.txt", pipe_instead, "exp/train_id.txt"),
-    ("exp/train_id.txt", lambda path: path.write_text("1,two,3\n"), "train_id.txt 1,two,3"),
-    ("exp/train_id.txt", lambda path: path.write_text("1,-2"), "train_id.txt 1,-2"),
-    ("cam1/*/0001.jpg", lambda path: path.write_bytes(path.read_bytes()[:500]), "cam1 0001.jpg image"),
-    ("cam1/*/0001.jpg", lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), "0001.jpg 400000000 pixels"),
-    ("cam1/*/0001.jpg", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), "0001.jpg image"),
-    ("cam1/*/0001.jpg", pipe_instead, "0001.jpg not found"),
-]
+def first_line(text: str) -> Callable[[Path], None]:
+    """Put this in place of a file's first line."""
+    return lambda path: path.write_text("\n".join([text, *path.read_text().splitlines()[1:]]))
 
 
-@pytest.fixture
-def broken(sysu_tree, tmp_path) -> Path:
-    """A copy of the drawn tree to damage."""
-    return shutil.copytree(sysu_tree, tmp_path / "broken")
-
-
-@pytest.mark.parametrize(("file", "damage", "words"), TREES)
-def test_bad_trees_for_preprocessing(bad, broken, file, damage, words):
-    (broken / "exp/train_id.txt").write_text(",".join(map(str, range(1, 13))))  # damage reaches a training person
-    damage(min(broken.glob(file)))
-    assert holds(bad("pre_process_sysu.py", "--data_path", broken, "--force", "--workers", 1), words)
-
-
-IMAGES, LABELS = "train_ir_resized_img.npy", "train_ir_resized_label.npy"
-ARRAYS = [
-    (IMAGES, os.remove),
-    (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1])),
-    (IMAGES, lambda path: path.write_bytes(pickle.dumps(np.zeros(3)))),
-    (IMAGES, lambda path: path.write_bytes(b"")),
-    (IMAGES, lambda path: np.save(path, np.zeros((9, 8, 8), np.uint8))),
-    (IMAGES, lambda path: np.save(path, np.zeros((5, 0, 0, 3), np.uint8))),
-    (LABELS, lambda path: np.save(path, np.arange(3))),
-    (LABELS, lambda path: np.save(path, np.load(path) * 2)),
-    (LABELS, lambda path: np.save(path, np.load(path) + 10**15)),
-    (LABELS, lambda path: np.save(path, np.load(path) * 0.5)),
-    (LABELS, lambda path: np.save(path, np.array([{}]))),
-]
-
-
-def test_bad_arrays(bad, broken, tmp_path):
-    for number, (name, damage) in enumerate(ARRAYS):
-        whole = (broken / name).read_bytes()
-        damage(broken / name)
-        line = bad("train.py", *TINY, "--epochs", 0, *places(broken, tmp_path))
-        assert holds(line, f"{broken} pre_process_sysu.py"), number
-        (broken / name).write_bytes(whole)
+PERSON = "cam1/0001/0001.jpg"  # a training image
+IMAGES, LABELS, AGAIN = "train_ir_resized_img.npy", "train_ir_resized_label.npy", "/tree pre_process_sysu.py"
+TREES = {  # dataset, script: files, what is done to each, words of the message
+    ("sysu", "pre_process_sysu.py"): [
+        ("exp/val_id.txt", os.remove, "exp/val_id.txt"),
+        ("exp/train_id.txt", pipe_instead, "exp/train_id.txt"),
+        ("exp/train_id.txt", first_line("1,two,3"), "train_id.txt 1,two,3"),
+        ("exp/train_id.txt", first_line("1,-2"), "train_id.txt 1,-2"),
+        (PERSON, lambda path: path.write_bytes(path.read_bytes()[:500]), f"{PERSON} image"),
+        (PERSON, lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), f"{PERSON} 400000000 pixels"),
+        (PERSON, lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), f"{PERSON} image"),
+        (PERSON, pipe_instead, f"{PERSON} not found"),
+    ],
+    ("sysu", "train.py"): [
+        ("cam[1456]", shutil.rmtree, "match gallery"),
+        ("cam[1245]", shutil.rmtree, "cameras 1 2 4 5"),
+        ("cam[36]", shutil.rmtree, "infrared"),
+        (IMAGES, os.remove, AGAIN),
+        (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1]), AGAIN),
+        (IMAGES, lambda path: path.write_bytes(pickle.dumps(np.zeros(3))), AGAIN),
+        (IMAGES, lambda path: path.write_bytes(b""), AGAIN),
+        (IMAGES, lambda path: np.save(path, np.zeros((9, 8, 8), np.uint8)), AGAIN),
+        (IMAGES, lambda path: np.save(path, np.zeros((5, 0, 0, 3), np.uint8)), AGAIN),
+        (LABELS, lambda path: np.save(path, np.arange(3)), AGAIN),
+        (LABELS, lambda path: np.save(path, np.load(path) * 2), AGAIN),
+        (LABELS, lambda path: np.save(path, np.load(path) + 10**15), AGAIN),
+        (LABELS, lambda path: np.save(path, np.load(path) * 0.5), AGAIN),
+        (LABELS, lambda path: np.save(path, np.array([{}])), AGAIN),
+    ],
+    ("regdb", "train.py"): [  # also such that leave the tree
+        ("idx/train_visible_1.txt", first_line("Visible/1/person_v_0001.bmp one"), "line 1 one"),
+        ("idx/train_visible_1.txt", first_line("Visible/1/person_v_0001.bmp 99999999999"), "line 1 99999999999"),
+        ("idx/train_visible_1.txt", first_line("/etc/secret.bmp 0"), "line 1 outside"),
+        ("idx/train_visible_1.txt", first_line("Visible/../../x 0"), "line 1 outside"),
+        ("idx/train_visible_1.txt", first_line("Visible/1/missing.bmp 0"), "missing.bmp"),
+    ],
+    ("llcm", "train.py"): [
+        ("idx/train_nir.txt", first_line("nir/0001/x.jpg one"), "train_nir.txt line 1"),
+        ("idx/train_vis.txt", first_line("../secret.jpg 0"), "train_vis.txt line 1 outside"),
+        ("idx/test_id.txt", first_line("one, two"), "test_id.txt first line"),
+        ("idx/test_id.txt", first_line("9999"), "missing"),
+        ("idx/test_id.txt", os.remove, "test_id.txt not found"),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("cameras", "words"), [("1456", "match gallery"), ("1245", "cameras 1 2 4 5"), ("36", "infrared")]
+    ("dataset", "script", "files", "damage", "words"), [(*key, *case) for key, own in TREES.items() for case in own]
 )
-def test_cameras_that_are_missing(bad, broken, tmp_path, cameras, words):
-    for camera in cameras:
-        shutil.rmtree(broken / f"cam{camera}")
-    assert holds(bad("train.py", *TINY, *places(broken, tmp_path)), words)
-
-
-LISTS = [  # dataset, file, first line, words
-    ("regdb", "train_visible_1.txt", "Visible/1/person_v_0001.bmp one", "line 1 one"),
-    ("regdb", "train_visible_1.txt", "Visible/1/person_v_0001.bmp 99999999999999999999", "line 1 99999999999999999999"),
-    ("regdb", "train_visible_1.txt", "/etc/secret.bmp 0", "line 1 outside"),
-    ("regdb", "train_visible_1.txt", "Visible/../../x 0", "line 1 outside"),
-    ("regdb", "train_visible_1.txt", "Visible/1/missing.bmp 0", "missing.bmp"),
-    ("llcm", "train_nir.txt", "nir/0001/x.jpg one", "train_nir.txt line 1"),
-    ("llcm", "train_vis.txt", "../secret.jpg 0", "train_vis.txt line 1 outside"),
-    ("llcm", "train_vis.txt", "vis/0001/missing.jpg 0", "missing.jpg"),
-    ("llcm", "test_id.txt", "one, two", "test_id.txt first line"),
-    ("llcm", "test_id.txt", "9999", "missing"),
-    ("llcm", "test_id.txt", None, "test_id.txt not found"),
-]
-
-
-@pytest.mark.parametrize(("dataset", "file", "first", "words"), LISTS)
-def test_bad_lists(bad, request, tmp_path, dataset, file, first, words):
-    """Also such that leave the tree."""
+def test_bad_trees(bad, request, tmp_path, dataset, script, files, damage, words):
     tree = shutil.copytree(request.getfixturevalue(f"{dataset}_tree"), tmp_path / "tree")
-    lines = (tree / "idx" / file).read_text().splitlines()
-    (tree / "idx" / file).unlink()
-    if first:
-        (tree / "idx" / file).write_text("\n".join([first, *lines[1:]]))
-    assert holds(bad("train.py", *TINY, "--dataset", dataset, *places(tree, tmp_path)), words)
+    flags = ["--dataset", dataset, *TINY, *places(tree, tmp_path)]
+    if script == "pre_process_sysu.py":
+        (tree / "exp/train_id.txt").write_text("1,2,3")
+        flags = ["--data_path", tree, "--force", "--workers", 1]
+    for path in [*tree.glob(files)]:
+        damage(path)
+    assert holds(bad(script, *flags), words)
 
 
 # ---- checkpoints of others ------------------------------------------------------------------------------------------
