@@ -1,6 +1,7 @@
 """The protocols: which images search where, how a ranking is scored, and how features in files get there."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from conftest import features_file, golden, only
 import data_loader
 import data_manager
 from data_manager import DATASETS, Search, Split, check_counts, sysu_gallery, sysu_query, sysu_test
-from eval_metrics import Counts, Distances, eval_regdb, eval_sysu, rank_fast, rank_plainly, rerank, score
+from eval_metrics import Counts, Distances, eval_regdb, eval_sysu, rank_fast, rank_plainly, rerank, score, score_search
 
-SYSU, REGDB = DATASETS["sysu"], DATASETS["regdb"]
+SYSU, REGDB, LLCM = map(DATASETS.get, ("sysu", "regdb", "llcm"))
 LISTS = golden("sysu_lists.json")
 
 
@@ -87,7 +88,7 @@ def test_numbers_unlike_the_real_datasets(caplog):
         assert ("is it complete?" in caplog.text) == (persons in (90, 205))
 
 
-# ---- SYSU-MM01's official evaluation, and the baseline's, on synthetic features ------------------------------------
+# ---- SYSU-MM01's official evaluation, the baseline's and LLCM's, on synthetic features ------------------------------
 # The numbers in tests/golden/official were computed by the official MATLAB code and by the baseline's.
 
 SETS = {"main": (20170, 16, 0.75, 2.0**-20), "ties": (31337, 6, 0.45, 0.5)}  # seed, dimensions, noise, rounding
@@ -152,7 +153,7 @@ def rand_perm(images, tmp_path_factory) -> Path:
         ("agw", "main", 1, range(10)),  # the baseline's: seeded galleries
     ],
 )
-def test_galleries_and_scores_are_those_of_published_code(images, rand_perm, mode, code, kind, shots, trials):
+def test_official_galleries_and_scores(images, rand_perm, mode, code, kind, shots, trials):
     """The galleries of all ten trials, and the scores of some."""
     g, features = golden(f"official/{code}_{mode}_search_{shots}.npz"), synthetic(kind, images)
     drawn = None if code == "agw" else data_manager.read_rand_perm(str(rand_perm))
@@ -189,13 +190,51 @@ def test_a_features_file_is_scored_as_the_official_code_does(images, rand_perm, 
     np.testing.assert_allclose([t["mAP"] for t in trials], g["map_all"], rtol=0, atol=1e-12)
 
 
+@pytest.fixture(scope="module")
+def llcm_published(tmp_path_factory) -> tuple:
+    """The made-up test images, and what the published code listed, drew and computed; places are among the images."""
+    root, g = tmp_path_factory.mktemp("golden") / "LLCM", golden("llcm_eval.npz")
+    for name in g["names"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "idx").mkdir()
+    (root / "idx/test_id.txt").write_text(str(g["test_id_txt"]))
+    images = LLCM.test(str(root), None)
+    names = g["names"].tolist()
+    where = np.array([names.index(os.path.relpath(path, root)) for path in images.paths])
+    return images, g["features"][where], where, g
+
+
+@pytest.mark.parametrize(
+    ("search", "name", "query", "gallery"),
+    [
+        ("t2v", "nir2vis", "nir_query", "vis_gallery"),
+        ("v2t", "vis2nir", "vis_query", "nir_gallery"),
+        ("v2t-published", "vis2nir_swapped", "nir_gallery", "vis_query"),
+    ],
+)
+def test_llcm_lists_galleries_and_scores_are_the_published_ones(llcm_published, search, name, query, gallery):
+    images, features, where, g = llcm_published
+    searches = LLCM.searches(images, {"search": search})
+    assert [own.trial for own in searches] == [*range(10)] and {own.protocol for own in searches} == {search}
+    for own in searches:
+        for side, key in ((own.query, query), (own.gallery, gallery)):
+            ours = {key: where[side], f"{key}_pid": images.pids[side], f"{key}_cam": images.camids[side]}
+            for what, values in ours.items():
+                np.testing.assert_array_equal(values, g[what][own.trial] if g[what].ndim == 2 else g[what])
+        scores = score_search(own, images, Distances(features[own.query], features[own.gallery]), LLCM)
+        np.testing.assert_allclose(scores.cmc, g[f"{name}_cmc"][own.trial], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(scores.mAP, g[f"{name}_mAP"][own.trial], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(scores.mINP, g[f"{name}_mINP"][own.trial], rtol=0, atol=1e-10)
+
+
 # ---- scores and results ----------------------------------------------------------------------------------------------
 
 
 RULES = {  # what a query does not see: the mask, and one pair (person, camera), (person, camera)
     "sysu": (SYSU.hidden, lambda query, image: query[1] == 3 and image[1] == 2),
     "nothing": (REGDB.hidden, lambda query, image: False),
-    "own camera": (DATASETS["llcm"].hidden, lambda query, image: query == image),
+    "own camera": (LLCM.hidden, lambda query, image: query == image),
 }
 
 
@@ -393,25 +432,3 @@ def test_results_near_chance_are_named(call, tmp_path, signal, suspicious):
     warned = [line for line in printed.splitlines() if "twice chance" in line]
     assert [line.count("-shot fc ") for line in warned] == [suspicious] * bool(suspicious)
     assert "all-search single-shot: 160 queries (0 without a match, not counted), 160 gallery images of 40" in printed
-
-
-@pytest.mark.parametrize(
-    ("changes", "flags", "message"),
-    [
-        ({"pids": None}, [], "pids"),
-        ({"camids": np.tile([1, 4], 12)}, [], "infrared"),
-        ({"thermal": np.zeros(24, int)}, [], "thermal"),
-        ({"paths": np.array(["a"] * 24)}, [], "paths"),
-        ({"paths": np.array(["a", "b"] * 12, object)}, [], "f.npz cannot be read as features"),
-        ({"fc": None}, [], "features"),
-        ({"fc": np.eye(23)}, [], "fc (23, 23)"),
-        ({"fc": np.full((24, 3), np.nan)}, [], "finite"),
-        ({"fc": np.diag(np.arange(24.0))}, [], "a feature is zero"),
-        ({"fc": 1e300 * np.eye(24)}, ["--distance", "euclidean"], "not finite"),
-        ({"network": "{"}, [], "f.npz cannot be read as features"),
-        ({}, ["--features", "pool5"], "pool5"),
-    ],
-)
-def test_bad_feature_files(bad, tmp_path, changes, flags, message):
-    command = ["-m tools.score", features_file(tmp_path / "f.npz", **changes), "--log_path", tmp_path / "log", *flags]
-    assert message in bad(*command)

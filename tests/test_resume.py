@@ -136,9 +136,9 @@ def test_a_killed_preprocessing_loses_nothing(tmp_path):
     assert len(kill_preprocessing(tmp_path / "runs", tmp_path / "tree", 1, random.Random(1))) == 1
 
 
-def test_a_killed_training_loses_nothing(noise_tree, tmp_path, monkeypatch):
+def test_a_killed_training_loses_nothing(sysu_tree, tmp_path, monkeypatch):
     monkeypatch.setattr(killtest, "TRAIN", ["tests/several.py", *killtest.TRAIN, "--arch", "tiny"])
-    assert len(kill_training(tmp_path / "runs", noise_tree, 1, random.Random(1))) == 1
+    assert len(kill_training(tmp_path / "runs", sysu_tree, 1, random.Random(1))) == 1
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

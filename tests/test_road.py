@@ -1,4 +1,4 @@
-"""The whole road as a user goes it, on both datasets, and the published commands."""
+"""The whole road as a user goes it, on all datasets, and the published commands."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from conftest import RUN, RUN_FLAGS, TINY, only, places, rows_of
 
 import train
 import utils
+from data_manager import DATASETS
 from model import EmbedNet, network_of
 from tools.killtest import read_all
 
@@ -133,11 +134,10 @@ def test_other_settings_train_and_test(call, sysu_tree, tmp_path, flags):
     assert rows_of(only(tmp_path))["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
 
 
-def test_periodic_checkpoints_and_the_schedule(call, noise_tree, tmp_path):
-    """Epochs above 10 that --save_epoch divides are kept; the rate falls at 30. Few images make it quick."""
-    flags = [*TINY, *places(noise_tree, tmp_path), "--batch-size", 4, "--per_img", 1, "--save_epoch", 3]
-    flags += ["--resume", tmp_path / "start.t"]
-    net, rates = EmbedNet(4, low_dim=16, arch="tiny", pretrained="none").state_dict(), []
+def test_periodic_checkpoints_and_the_schedule(call, sysu_tree, tmp_path):
+    """Epochs above 10 that --save_epoch divides are kept; the rate falls at 30."""
+    flags = [*TINY, *places(sysu_tree, tmp_path), "--save_epoch", 3, "--resume", tmp_path / "start.t"]
+    net, rates = EmbedNet(10, low_dim=16, arch="tiny", pretrained="none").state_dict(), []
     state = {"net": net, "cmc": [1.0] * 20, "mAP": 1.0, "config": {"arch": "tiny"}}
     for start, end in ((8, 9), (11, 12), (29, 30)):
         utils.save_checkpoint(str(tmp_path / "start.t"), state | {"epoch": start})
@@ -164,6 +164,22 @@ def test_regdb_all_trials_both_directions(call, bad, short_regdb, tmp_path):
     assert {search for search, _ in found} == {"v2t", "t2v"}
     assert all([trial["trial"] for trial in row["trials"]] == [*range(1, 11)] for row in found.values())
     assert found["v2t", "fc"]["trials"] != found["t2v", "fc"]["trials"]
+
+
+def test_llcm_from_files_to_figures(call, bad, llcm_tree, tmp_path):
+    out, data = [*places(llcm_tree, tmp_path), "--workers", 0], ["--dataset", "llcm"]
+    call("train.py", *data, *TINY, *out, "--epochs", 2)
+    (last,) = tmp_path.glob("llcm_*_last.t")
+    file = tmp_path / "features.npz"
+    call("test.py", *data, *out, "--resume", last, "--search", "both", "--save_features", file)
+    call("-m tools.score", *data, file, "--search", "both", "--log_path", tmp_path)
+    tested, scored = (only(tmp_path, f"{name}_*_both.json")["results"] for name in ("test", "score"))
+    assert tested == scored and {row["protocol"] for row in tested} == {*DATASETS["llcm"].search_flags["search"]}
+    found = next(tmp_path.glob("test_*.json"))
+    assert "v2t-published" in call("-m tools.report", found, "--out", tmp_path / "report.html")
+    with np.load(file) as saved:
+        np.savez(tmp_path / "foreign.npz", **{key: saved[key] for key in saved if key != "thermal"})
+    assert "'thermal'" in bad("-m tools.score", *data, tmp_path / "foreign.npz", "--log_path", tmp_path)
 
 
 PUBLISHED = {
