@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -51,6 +50,11 @@ def only(folder: Path, pattern: str = "*.json") -> dict:
     return json.loads(file.read_text())
 
 
+def rows_of(content: dict) -> dict[tuple[str, str], dict]:
+    """{(protocol, feature): mean, deviation and trials} of a JSON file of test.py or tools.score."""
+    return {(row.pop("protocol"), row.pop("feature")): row for row in content["results"]}
+
+
 def features_file(path: Path, **changes) -> Path:
     """Features of two persons in every camera; ``changes`` replaces arrays, or takes them away where None."""
     pids, camids = np.repeat([1, 2], 12), np.tile(np.repeat(np.arange(1, 7), 2), 2)
@@ -62,11 +66,10 @@ def features_file(path: Path, **changes) -> Path:
 def result(**changes) -> str:
     """A JSON file of test.py in small; ``changes`` replaces entries."""
     mean = dict.fromkeys(("rank1", "rank5", "rank10", "rank20", "mAP", "mINP"), 0.5)
-    trials = [{"trial": trial, "cmc": [0.5] * 20} for trial in (1, 2)]
-    rows = [
-        {"protocol": "v2t", "feature": kind, "mean": mean, "std": mean, "trials": trials} for kind in ("fc", "chance")
-    ]
+    row = {"protocol": "v2t", "mean": mean, "std": mean}
+    row["trials"] = [{"trial": trial, "cmc": [0.5] * 20} for trial in (1, 2)]
     counts = {"queries": 3, "without_match": 0, "gallery_images": 3, "gallery_persons": 3, "chance": 0.3}
+    rows = [{"feature": kind, **row} for kind in ("fc", "chance")]
     content = {"results": rows, "counts": {"v2t": counts}, "options": [], "flags": {"dataset": "regdb"}}
     return json.dumps(content | changes)
 
@@ -77,18 +80,15 @@ def places(data: Path, out: Path) -> list:
 
 def run_here(script: str, *flags) -> None:
     """Run a script, or a tool named like "-m tools.report", in this process: importing torch takes seconds."""
-    name, start = script, runpy.run_path
-    if script.startswith("-m "):
-        name, start = script.split(".")[-1] + ".py", runpy.run_module
+    path = ROOT / f"{script.removeprefix('-m ').removesuffix('.py').replace('.', '/')}.py"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *map(str, flags)])
-        start(script.removeprefix("-m "), run_name="__main__")
+        patch.setattr(sys, "argv", [path.name, *map(str, flags)])
+        runpy.run_path(str(path), run_name="__main__")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., str]:
+def call(capsys) -> Callable[..., str]:
     """Run a script or tool in this process; gives what it printed."""
-    monkeypatch.chdir(ROOT)
 
     def run(script: str, *flags) -> str:
         run_here(script, *flags)
@@ -164,16 +164,6 @@ def sysu_tree(made_once) -> Path:
             np.save(file, np.load(file)[::2])
 
     return made_once("sysu", make) / "SYSU-MM01"
-
-
-@pytest.fixture
-def noise_tree(sysu_tree, tmp_path) -> Path:
-    """A copy with two training images of noise for each of four persons and both modalities."""
-    tree, noise = shutil.copytree(sysu_tree, tmp_path / "tree"), np.random.default_rng(0)
-    for modality in ("rgb", "ir"):
-        np.save(tree / f"train_{modality}_resized_img.npy", noise.integers(0, 256, (8, 96, 32, 3), dtype=np.uint8))
-        np.save(tree / f"train_{modality}_resized_label.npy", np.arange(8) // 2)
-    return tree
 
 
 @pytest.fixture(scope="session")

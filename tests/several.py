@@ -45,7 +45,7 @@ class Sum(torch.autograd.Function):
 
 
 class ExactBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm with the statistics of all processes' rows, which torch's SyncBatchNorm computes on GPUs alone."""
+    """BatchNorm over the rows of all processes, which torch's SyncBatchNorm computes on GPUs alone."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -53,27 +53,16 @@ class ExactBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        others, shape = [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
-        n = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = Sum.apply(x.sum(others)) / n
-        centred = x - mean.view(shape)
-        var = Sum.apply(centred.pow(2).sum(others)) / n
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean += self.momentum * (mean - self.running_mean)
-            self.running_var += self.momentum * (var * n / (n - 1) - self.running_var)
-        return centred / (var.view(shape) + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(shape)
+        rank, processes = dist.get_rank(), dist.get_world_size()
+        rows = [x if other == rank else torch.zeros_like(x) for other in range(processes)]
+        return super().forward(Sum.apply(torch.cat(rows)))[rank * len(x) : (rank + 1) * len(x)]
 
     @classmethod
-    def convert_sync_batchnorm(cls, module: nn.Module) -> nn.Module:
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                norm = cls(child.num_features, child.eps, child.momentum)
-                norm.__dict__.update(child.__dict__)  # the same parameters and buffers
-                setattr(module, name, norm)
-            else:
-                cls.convert_sync_batchnorm(child)
-        return module
+    def convert_sync_batchnorm(cls, net: nn.Module) -> nn.Module:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.__class__ = cls
+        return net
 
 
 def in_processes(k: int, function: Callable, *args) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,108 +17,106 @@ import torch
 from conftest import RUN, RUN_FLAGS, TINY, features_file, places, result
 from PIL import Image
 
-import train
 import utils
-from model import EmbedNet
-from tools.killtest import SIZE
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
-TRAINING = [  # flags, and words of the message
-    ("--dataset market", "--dataset market"),
-    ("--trial 11", "--trial 11"),
-    ("--epochs ten", "--epochs ten"),
-    ("--lr -1", "--lr -1"),
-    ("--drop 2", "dropout 2"),
-    ("--seed -1", "Seed"),
-    ("--amp fp16", "--amp fp16 GPU"),
-    ("--batch-size 30 --per_img 8", "--batch-size 30 --per_img 8"),
-    ("--batch-size 0", "--batch-size 0"),
-    ("--batch-size 44", "11 persons --batch-size 44 --per_img 4 10"),
-    ("--per_img 0", "--per_img 0"),
-    ("--img_h 80", "--img_h 81"),
-    ("--test-only", "--resume"),
-    ("--data_path nowhere", "nowhere/exp/test_id.txt --data_path"),
-    ("--resume missing.t", "--resume missing.t"),
-    ("--resume README.md", "README.md checkpoint"),
-    ("--pretrained missing.pth", "--pretrained missing.pth"),
-    ("--log_path README.md", "README.md"),
-    ("--img_w 0", "--img_w 0"),
-    ("--low-dim 0", "--low-dim 0"),
-    ("--test-batch 0", "--test-batch 0"),
-    ("--model_path README.md/models", "README.md/models"),
-]
+COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, good.* and text.npz are files
+    "train.py": [
+        ("--trial 11", "--trial 11"),
+        ("--lr -1", "--lr -1"),
+        ("--drop 2", "dropout 2"),
+        ("--amp fp16", "--amp fp16 GPU"),
+        ("--batch-size 30 --per_img 8", "--batch-size 30 --per_img 8"),
+        ("--batch-size 44", "11 persons --batch-size 44 --per_img 4 10"),
+        ("--per_img 0", "--per_img 0"),
+        ("--img_h 80", "--img_h 81"),
+        ("--test-only", "--resume"),
+        ("--data_path nowhere", "nowhere/exp/test_id.txt --data_path"),
+        ("--resume missing.t", "--resume missing.t"),
+        ("--resume BEST --optim adam", "_best.t --optim sgd --optim adam"),
+        ("--resume BEST --seed 2 --lr 0.02", "_best.t --seed 1 --lr 0.01 --seed 2 --lr 0.02"),
+        ("--resume BEST --drop 0.5 --w_hc 1", "_best.t --drop 0.3 --w_hc 0.6 --drop 0.5 --w_hc 1.0"),
+        ("--pretrained missing.pth", "--pretrained missing.pth"),
+        ("--pretrained imagenet", "--pretrained imagenet hub/checkpoints"),
+        ("--log_path text.npz", "text.npz"),
+        ("--img_w 0", "--img_w 0"),
+        ("--low-dim 0", "--low_dim 0"),
+        ("--test-batch 0", "--test_batch 0"),
+        ("--model_path text.npz/models", "text.npz/models"),
+    ],
+    "test.py": [
+        ("", "--resume --pretrained"),
+        ("--resume BEST --low-dim 512", "--low_dim 16 --low_dim 512"),
+        ("--resume BEST --img_h 128", "--img_h 96 --img_h 128"),
+        ("--resume BEST --dataset regdb", "test_visible_1.txt"),
+        ("--resume BEST --mode outdoor", "--mode outdoor"),
+        ("--resume BEST --save_features text.npz/x.npz", "text.npz"),
+        ("--resume BEST --save_features x.t", "--save_features x.t .npz"),
+        ("--dataset regdb --trial all --resume x.t", "{trial} --resume"),
+    ],
+    "-m tools.report": [
+        ("a=good.json a=good.json", "label"),
+        ("good.json --features pool5", "pool5 fc"),
+        ("nothing.json", "nothing.json"),
+        ("good.json --out good.json", ".html"),
+    ],
+    "-m tools.score": [
+        ("", "required"),
+        ("good.npz --gallery official", "--gallery official --rand_perm"),
+        ("good.npz --gallery official --rand_perm x.mat", "--rand_perm x.mat"),
+        ("good.npz --mat text.npz", "text.npz"),
+        ("good.npz --dataset regdb --mat x", "--mat SYSU-MM01 RegDB"),
+        ("text.npz", "text.npz features"),
+    ],
+    "-m tools.visualize": [
+        ("curves good.json", "good.json metrics.jsonl"),
+        ("attention nothing.t --data-path .", "nothing.t"),
+    ],
+    "-m tools.make_synthetic": [
+        ("--dataset sysu --out .", "--out"),
+    ],
+}
 
 
 def holds(line: str, words: str) -> bool:
     return all(word.lower() in line.lower() for word in words.split())
 
 
-@pytest.mark.parametrize(("flags", "words"), TRAINING)
-def test_bad_flags_of_training(bad, sysu_tree, tmp_path, flags, words):
-    line = bad("train.py", *TINY, *places(sysu_tree, tmp_path), *flags.split())
-    assert holds(line, words)
-
-
-TESTING = [  # BEST is a checkpoint
-    ("", "--resume --pretrained"),
-    ("--resume missing.t", "--resume missing.t"),
-    ("--resume README.md", "README.md checkpoint"),
-    ("--resume BEST --arch resnet50", "--arch tiny --arch resnet50"),
-    ("--resume BEST --low-dim 512", "--low_dim 16 --low_dim 512"),
-    ("--resume BEST --drop 0", "--drop 0.3 --drop 0.0"),
-    ("--resume BEST --img_h 128", "--img_h 96 --img_h 128"),
-    ("--resume BEST --dataset regdb", "test_visible_1.txt"),
-    ("--resume BEST --workers -1", "--workers -1"),
-    ("--resume BEST --save_features README.md/x.npz", "README.md"),
-    ("--resume BEST --save_features x.t", "--save_features x.t .npz"),
-    ("--dataset regdb --trial all --resume x.t", "{trial} --resume"),
-]
-
-
-@pytest.mark.parametrize(("flags", "words"), TESTING)
-def test_bad_flags_of_testing(bad, sysu_run, tmp_path, flags, words):
-    usual = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
-    assert holds(bad("test.py", *usual, *flags.replace("BEST", f"{RUN}_best.t").split()), words)
-
-
-TOOLS = [
-    ("report", "a=good.json a=good.json", "label"),
-    ("report", "good.json --features pool5", "pool5 fc"),
-    ("report", "nothing.json", "nothing.json"),
-    ("report", "good.json --out good.json", ".html"),
-    ("score", "", "required"),
-    ("score", "good.npz --gallery official", "--gallery official --rand_perm"),
-    ("score", "good.npz --gallery official --rand_perm x.mat", "--rand_perm x.mat"),
-    ("score", "good.npz --mat good.npz", "good.npz"),
-    ("score", "good.npz --dataset regdb --mat x", "--mat SYSU-MM01 RegDB"),
-    ("score", "good.npz --distance l1", "--distance l1"),
-    ("score", "good.npz --log-path good.npz", "good.npz"),
-    ("score", "text.npz", "text.npz features"),
-    ("visualize", "curves good.json", "good.json metrics.jsonl"),
-    ("visualize", "cmc text.npz", "text.npz"),
-    ("visualize", "embedding good.npz --features pool5", "pool5"),
-    ("visualize", "attention nothing.t --data-path .", "nothing.t"),
-    ("make_synthetic", "--dataset sysu --out .", "--out"),
-    ("make_synthetic", "--dataset sysu --out x --ids 3", "--ids 3"),
-    ("killtest", "--kills many", "--kills many"),
-]
-
-
-@pytest.mark.parametrize(("tool", "flags", "words"), TOOLS)
-def test_bad_flags_of_tools(bad, monkeypatch, tmp_path, tool, flags, words):
+@pytest.mark.parametrize(("script", "flags", "words"), [(key, *case) for key, own in COMMANDS.items() for case in own])
+def test_bad_flags(bad, sysu_run, monkeypatch, tmp_path, script, flags, words):
     (tmp_path / "good.json").write_text(result())
     (tmp_path / "text.npz").write_text("text")
     features_file(tmp_path / "good.npz")
     monkeypatch.chdir(tmp_path)
-    assert holds(bad(f"-m tools.{tool}", *flags.split()), words)
-
-
-def test_weights_that_cannot_be_downloaded(bad, sysu_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-    line = bad("train.py", *TINY, *places(sysu_tree, tmp_path), "--pretrained", "imagenet")
-    assert holds(line, f"--pretrained imagenet {tmp_path / 'hub/checkpoints'}")
+    usual = {"train.py": [*TINY, *places(sysu_run["data"], tmp_path)]}
+    usual["test.py"] = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
+    flags = flags.replace("BEST", str(sysu_run["models"] / f"{RUN}_best.t"))
+    assert holds(bad(script, *usual.get(script, []), *flags.split()), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "message"),
+    [
+        ({"pids": None}, [], "pids"),
+        ({"camids": np.tile([1, 4], 12)}, [], "infrared"),
+        ({"thermal": np.zeros(24, int)}, [], "thermal"),
+        ({"paths": np.array(["a"] * 24)}, [], "paths"),
+        ({"paths": np.array(["a", "b"] * 12, object)}, [], "f.npz cannot be read as features"),
+        ({"fc": None}, [], "features"),
+        ({"fc": np.eye(23)}, [], "fc (23, 23)"),
+        ({"fc": np.full((24, 3), np.nan)}, [], "finite"),
+        ({"fc": np.diag(np.arange(24.0))}, [], "a feature is zero"),
+        ({"fc": 1e300 * np.eye(24)}, ["--distance", "euclidean"], "not finite"),
+        ({"network": "{"}, [], "f.npz cannot be read as features"),
+        ({}, ["--features", "pool5"], "pool5"),
+    ],
+)
+def test_bad_feature_files(bad, tmp_path, changes, flags, message):
+    command = ["-m tools.score", features_file(tmp_path / "f.npz", **changes), "--log_path", tmp_path / "log", *flags]
+    assert message in bad(*command)
 
 
 # ---- trees and arrays -----------------------------------------------------------------------------------------------
@@ -128,141 +127,108 @@ def pipe_instead(path: Path) -> None:
     os.mkfifo(path)
 
 
-TREES = [  # file, what is done to it, words
-    ("exp/val_id.txt", os.remove, "exp/val_id.txt"),
-    ("exp/train_id.txt", pipe_instead, "exp/train_id.txt"),
-    ("exp/train_id.txt", lambda path: path.write_text("1,two,3\n"), "train_id.txt 1,two,3"),
-    ("exp/train_id.txt", lambda path: path.write_text("1,-2"), "train_id.txt 1,-2"),
-    ("cam1/*/0001.jpg", lambda path: path.write_bytes(path.read_bytes()[:500]), "cam1 0001.jpg image"),
-    ("cam1/*/0001.jpg", lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), "0001.jpg 400000000 pixels"),
-    ("cam1/*/0001.jpg", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), "0001.jpg image"),
-    ("cam1/*/0001.jpg", pipe_instead, "0001.jpg not found"),
-]
+def first_line(text: str) -> Callable[[Path], None]:
+    """Put this in place of a file's first line."""
+    return lambda path: path.write_text("\n".join([text, *path.read_text().splitlines()[1:]]))
 
 
-@pytest.fixture
-def broken(sysu_tree, tmp_path) -> Path:
-    """A copy of the drawn tree to damage."""
-    return shutil.copytree(sysu_tree, tmp_path / "broken")
-
-
-@pytest.mark.parametrize(("file", "damage", "words"), TREES)
-def test_bad_trees_for_preprocessing(bad, broken, file, damage, words):
-    (broken / "exp/train_id.txt").write_text(",".join(map(str, range(1, 13))))  # damage reaches a training person
-    damage(min(broken.glob(file)))
-    assert holds(bad("pre_process_sysu.py", "--data_path", broken, "--force", "--workers", 0), words)
-
-
-IMAGES, LABELS = "train_ir_resized_img.npy", "train_ir_resized_label.npy"
-ARRAYS = [
-    (IMAGES, os.remove),
-    (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1])),
-    (IMAGES, lambda path: path.write_bytes(pickle.dumps(np.zeros(3)))),
-    (IMAGES, lambda path: path.write_bytes(b"")),
-    (IMAGES, lambda path: np.save(path, np.zeros((9, 8, 8), np.uint8))),
-    (IMAGES, lambda path: np.save(path, np.zeros((5, 0, 0, 3), np.uint8))),
-    (LABELS, lambda path: np.save(path, np.arange(3))),
-    (LABELS, lambda path: np.save(path, np.load(path) * 2)),
-    (LABELS, lambda path: np.save(path, np.load(path) + 10**15)),
-    (LABELS, lambda path: np.save(path, np.load(path) * 0.5)),
-    (LABELS, lambda path: np.save(path, np.array([{}]))),
-]
-
-
-def test_bad_arrays(bad, broken, tmp_path):
-    for number, (name, damage) in enumerate(ARRAYS):
-        whole = (broken / name).read_bytes()
-        damage(broken / name)
-        line = bad("train.py", *TINY, "--epochs", 0, *places(broken, tmp_path))
-        assert holds(line, f"{broken} pre_process_sysu.py"), number
-        (broken / name).write_bytes(whole)
+PERSON = "cam1/0001/0001.jpg"  # a training image
+IMAGES, LABELS, AGAIN = "train_ir_resized_img.npy", "train_ir_resized_label.npy", "/tree pre_process_sysu.py"
+TREES = {  # dataset, script: files, what is done to each, words of the message
+    ("sysu", "pre_process_sysu.py"): [
+        ("exp/val_id.txt", os.remove, "exp/val_id.txt"),
+        ("exp/train_id.txt", pipe_instead, "exp/train_id.txt"),
+        ("exp/train_id.txt", first_line("1,two,3"), "train_id.txt 1,two,3"),
+        ("exp/train_id.txt", first_line("1,-2"), "train_id.txt 1,-2"),
+        (PERSON, lambda path: path.write_bytes(path.read_bytes()[:500]), f"{PERSON} image"),
+        (PERSON, lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), f"{PERSON} 400000000 pixels"),
+        (PERSON, lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), f"{PERSON} image"),
+        (PERSON, pipe_instead, f"{PERSON} not found"),
+    ],
+    ("sysu", "train.py"): [
+        ("cam[1245]", shutil.rmtree, "cameras 3, 6"),
+        ("cam[36]", shutil.rmtree, "0 infrared"),
+        (IMAGES, os.remove, AGAIN),
+        (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1]), AGAIN),
+        (IMAGES, lambda path: path.write_bytes(pickle.dumps(np.zeros(3))), AGAIN),
+        (IMAGES, lambda path: np.save(path, np.zeros((9, 8, 8), np.uint8)), AGAIN),
+        (IMAGES, lambda path: np.save(path, np.zeros((5, 0, 0, 3), np.uint8)), AGAIN),
+        (LABELS, lambda path: np.save(path, np.arange(3)), AGAIN),
+        (LABELS, lambda path: np.save(path, np.load(path) * 2), AGAIN),
+        (LABELS, lambda path: np.save(path, np.load(path) + 10**15), AGAIN),
+        (LABELS, lambda path: np.save(path, np.load(path) * 0.5), AGAIN),
+    ],
+    ("regdb", "train.py"): [  # also such that leave the tree
+        ("idx/train_visible_1.txt", first_line("Visible/1/person_v_0001.bmp one"), "line 1 one"),
+        ("idx/train_visible_1.txt", first_line("Visible/1/person_v_0001.bmp 99999999999"), "line 1 99999999999"),
+        ("idx/train_visible_1.txt", first_line("/etc/secret.bmp 0"), "line 1 below"),
+        ("idx/train_visible_1.txt", first_line("Visible/../../x 0"), "line 1 below"),
+        ("idx/train_visible_1.txt", first_line("Visible/1/missing.bmp 0"), "missing.bmp"),
+    ],
+    ("llcm", "train.py"): [
+        ("idx/train_nir.txt", first_line("nir/0001/x.jpg one"), "train_nir.txt line 1"),
+        ("idx/train_vis.txt", first_line("../secret.jpg 0"), "train_vis.txt line 1 below"),
+        ("idx/test_id.txt", first_line("one, two"), "test_id.txt first line"),
+        ("idx/test_id.txt", first_line("9999"), "0 visible"),
+        ("idx/test_id.txt", os.remove, "test_id.txt not found"),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("cameras", "words"), [("1456", "match gallery"), ("1245", "cameras 3, 6"), ("36", "0 infrared")]
+    ("dataset", "script", "files", "damage", "words"), [(*key, *case) for key, own in TREES.items() for case in own]
 )
-def test_cameras_that_are_missing(bad, broken, tmp_path, cameras, words):
-    for camera in cameras:
-        shutil.rmtree(broken / f"cam{camera}")
-    assert holds(bad("train.py", *TINY, *places(broken, tmp_path)), words)
-
-
-LISTS = [  # dataset, file, first line, words
-    ("regdb", "train_visible_1.txt", "Visible/1/person_v_0001.bmp one", "line 1 one"),
-    ("regdb", "train_visible_1.txt", "Visible/1/person_v_0001.bmp 99999999999999999999", "line 1 99999999999999999999"),
-    ("regdb", "train_visible_1.txt", "/etc/secret.bmp 0", "line 1 below"),
-    ("regdb", "train_visible_1.txt", "Visible/../../x 0", "line 1 below"),
-    ("regdb", "train_visible_1.txt", "Visible/1/missing.bmp 0", "missing.bmp"),
-    ("llcm", "train_nir.txt", "nir/0001/x.jpg one", "train_nir.txt line 1"),
-    ("llcm", "train_vis.txt", "../secret.jpg 0", "train_vis.txt line 1 below"),
-    ("llcm", "train_vis.txt", "vis/0001/missing.jpg 0", "missing.jpg"),
-    ("llcm", "test_id.txt", "one, two", "test_id.txt first line"),
-    ("llcm", "test_id.txt", "9999", "0 visible"),
-    ("llcm", "test_id.txt", None, "test_id.txt not found"),
-]
-
-
-@pytest.mark.parametrize(("dataset", "file", "first", "words"), LISTS)
-def test_bad_lists(bad, request, tmp_path, dataset, file, first, words):
-    """Also such that leave the tree."""
+def test_bad_trees(bad, request, tmp_path, dataset, script, files, damage, words):
     tree = shutil.copytree(request.getfixturevalue(f"{dataset}_tree"), tmp_path / "tree")
-    lines = (tree / "idx" / file).read_text().splitlines()
-    (tree / "idx" / file).unlink()
-    if first:
-        (tree / "idx" / file).write_text("\n".join([first, *lines[1:]]))
-    assert holds(bad("train.py", *TINY, "--dataset", dataset, *places(tree, tmp_path)), words)
+    flags = ["--dataset", dataset, *TINY, *places(tree, tmp_path)]
+    if script == "pre_process_sysu.py":
+        (tree / "exp/train_id.txt").write_text("1,2,3")
+        flags = ["--data_path", tree, "--force", "--workers", 1]
+    for path in [*tree.glob(files)]:
+        damage(path)
+    assert holds(bad(script, *flags), words)
 
 
 # ---- checkpoints of others ------------------------------------------------------------------------------------------
 
 
-class Bomb:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, path: Path):
-        self.path = str(path)
+class Bomb(str):
+    """Unpickled, it writes the file of this name."""
 
     def __reduce__(self):
-        return open, (self.path, "w")
+        return open, (str(self), "w")
 
 
-BIAS, WEIGHT = "classifier1.classifier.1.bias", "classifier1.classifier.1.weight"
-HOSTILE = {  # other entries of the checkpoint, given a network for ten persons
+BIAS = "classifier1.classifier.2.bias"
+HOSTILE = {  # other entries of the checkpoint, given its network
     "a module": lambda net: {"net": torch.nn.Linear(2, 2)},
     "nothing": lambda net: {"net": {}},
     "a word": lambda net: {"net": {**net, BIAS: "ten"}},
     "a missing weight": lambda net: {"net": {name: value for name, value in net.items() if name != BIAS}},
-    "another shape": lambda net: {"net": {**net, BIAS: torch.zeros(11)}},
     "sparse": lambda net: {"net": {**net, BIAS: torch.zeros(10).to_sparse()}},
     "scores in words": lambda net: {"cmc": ["high"], "mAP": "low"},
     "nested": lambda net: {"cmc": functools.reduce(lambda inner, _: [inner], range(5000), [])},
     "epoch": lambda net: {"epoch": torch.zeros(3)},
-    "a config of tensors": lambda net: {"config": {"lr": torch.zeros(3)}},
+    "a config of tensors": lambda net: {"config": {"arch": "tiny", "lr": torch.zeros(3)}},
     "another arch": lambda net: {"config": {"arch": "resnet50"}},
     "no weight is finite": lambda net: {"net": {name: value * float("nan") for name, value in net.items()}},
 }
 
 
-@pytest.fixture(scope="module")
-def ten_persons() -> dict:
-    return EmbedNet(10, low_dim=16, arch="resnet18", pretrained="none").state_dict()
-
-
 @pytest.mark.parametrize("how", HOSTILE)
-def test_hostile_checkpoints(bad, sysu_tree, ten_persons, tmp_path, how):
+def test_hostile_checkpoints(bad, sysu_run, tmp_path, how):
+    state, limit = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t")), sys.getrecursionlimit()
     sys.setrecursionlimit(10**5)
-    content = {"net": ten_persons, "epoch": 3, "cmc": [0.5] * 20, "mAP": 0.5} | HOSTILE[how](ten_persons)
-    torch.save(content, tmp_path / "hostile.t")
-    sys.setrecursionlimit(1000)
-    flags = [*places(sysu_tree, tmp_path), "--features", "fc", "--workers", 0]
-    line = bad("test.py", *flags, *SIZE, "--resume", tmp_path / "hostile.t")
-    assert ("not finite" if how == "no weight is finite" else "hostile.t") in line
+    torch.save(state | HOSTILE[how](state["net"]), tmp_path / "hostile.t")
+    sys.setrecursionlimit(limit)
+    flags = [*places(sysu_run["data"], tmp_path), "--workers", 0, "--resume", tmp_path / "hostile.t"]
+    assert ("not finite" if how == "no weight is finite" else "hostile.t") in bad("test.py", *flags)
 
 
 def test_damaged_checkpoints_and_such_that_would_run_code(bad, sysu_tree, tmp_path):
     """The net is small: nothing of it is looked at. A bomb that goes off writes a file, which `bad` sees."""
     path, bomb = tmp_path / "hostile.t", Bomb(tmp_path / "exploded")
-    state, contents = {"net": {WEIGHT: torch.zeros(10, 160)}, "epoch": 3}, {"pickle": pickle.dumps({"net": bomb})}
+    state, contents = {"net": {BIAS: torch.zeros(1600)}, "epoch": 3}, {"pickle": pickle.dumps({"net": bomb})}
     for zipped in (True, False):
         torch.save(state | {"cmc": bomb}, path, _use_new_zipfile_serialization=zipped)
         contents[f"bomb {zipped}"] = path.read_bytes()
@@ -283,20 +249,14 @@ STATES = [
     {"rng": {"torch": torch.zeros(3), "cuda": None}},
     {"sums": torch.zeros(7)},
     {"step": "two"},
-    {"epoch": "seven"},
     {"best": {}},
+    {"metrics": [{"loss": torch.zeros(1)}]},
 ]
 
 
-def test_training_states_that_do_not_hold_together(bad, sysu_run, monkeypatch, tmp_path):
-    last = sysu_run["models"] / f"{RUN}_last.t"
-    state = utils.load_checkpoint(str(last))
-    flags = [*map(str, [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--resume", last])]
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    net = EmbedNet(10, 16, 0.3, "tiny", pretrained="none")
-    for change in STATES:
-        with pytest.raises(ValueError, match=f"{RUN}_last.t"):
-            train.Run(RUN, train.parse_args(), net, 10).restore(state | change)
-    for change in (STATES[-1], {"metrics": 5}, {"metrics": [{"loss": torch.zeros(1)}]}):
+def test_training_states_that_do_not_hold_together(bad, sysu_run, tmp_path):
+    state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_last.t"))
+    flags = [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--resume", tmp_path / "state.t"]
+    for number, change in enumerate(STATES):
         utils.save_checkpoint(str(tmp_path / "state.t"), state | change)
-        assert holds(bad("train.py", *flags, "--resume", tmp_path / "state.t"), "state.t checkpoint")
+        assert holds(bad("train.py", *flags), "state.t checkpoint"), number

@@ -43,7 +43,8 @@ def test_curves_are_the_metrics(sysu_run):
     figure = visualize.curves({"long": metrics, "short": shorter}, "RegDB")
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert [*panels] == ["CE, per stripe", "HC, per stripe", "Triplet, per stripe", "accuracy in training, %",
-                         "learning rate", "rank-1 of fc, %", "mAP of fc, %"]  # fmt: skip
+                         "learning rate", "rank-1 of fc, %", "mAP of fc, %", "centers of a person, distance in fc",
+                         "centers of two persons, distance in fc"]  # fmt: skip
     for title, name, scale in (("CE, per stripe", "CE", 1), ("rank-1 of fc, %", "fc_rank1", 100)):
         for line, run in zip(panels[title].lines, (metrics, shorter), strict=True):
             points = [(at["epoch"], scale * at[name]) for at in run if name in at]

@@ -1,9 +1,9 @@
-"""The whole road as a user goes it, on both datasets, and the published commands."""
+"""The whole road as a user goes it, on all datasets, and the published commands."""
 
+import io
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -12,21 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RUN, RUN_FLAGS, TINY, places
+from conftest import RUN, RUN_FLAGS, TINY, only, places, rows_of
 
+import train
 import utils
-from model import EmbedNet
+from data_manager import DATASETS
+from model import EmbedNet, network_of
 from tools.killtest import read_all
-
-
-def read_results(folder: Path, pattern: str = "*.json") -> dict[tuple[str, str], dict]:
-    (file,) = folder.glob(pattern)
-    return {(row["protocol"], row["feature"]): row for row in json.loads(file.read_text())["results"]}
 
 
 @pytest.fixture(scope="module")
 def short_regdb(regdb_tree, tmp_path_factory) -> Path:
-    """The drawn RegDB with two test images per person and modality, which are enough to score."""
+    """The drawn RegDB with two test images per person and modality, which are enough to score; folders may be links."""
     tree = tmp_path_factory.mktemp("short") / "RegDB"
     shutil.copytree(regdb_tree / "idx", tree / "idx")
     (tree / "Visible").symlink_to(regdb_tree / "Visible")
@@ -54,7 +51,7 @@ def test_the_last_line_names_the_command_to_run_next(call, sysu_run, tmp_path, m
     """Word for word, from anywhere."""
     log = (sysu_run["logs"] / f"{RUN}.log").read_text()  # to which refused commands of other tests may add lines
     command = shlex.split(re.search("was the last one; to score it: python (.*)", log)[1])
-    command[0], command[command.index("--log_path") + 1] = str(ROOT / command[0]), tmp_path
+    command[command.index("--log_path") + 1] = tmp_path
     monkeypatch.chdir(tmp_path)
     assert "indoor-search multi-shot" in call(*command, "--workers", 0)
 
@@ -72,7 +69,7 @@ def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     flags += ["--resume", f"{RUN}_best.t", "--test_batch", 16, "--workers", 0]
     kept = tmp_path / "kept.npz"
     out = call("test.py", *flags, "--mode", "both", "--gall_mode", "both", "--save_features", kept)
-    found = read_results(tmp_path)
+    found = rows_of(only(tmp_path))
     modes, shots, features = ("all", "indoor"), ("single", "multi"), ("fc", "pool5", "chance")
     assert [*found] == [(f"{m}-search {s}-shot", f) for m in modes for s in shots for f in features]
     trained = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
@@ -86,27 +83,35 @@ def test_all_protocols_in_one_go(call, sysu_run, tmp_path):
     assert f"{100 * row['mean']['mAP']:.2f}" in out and out.count("chance") >= 4
     # Stripes of unit length rank alike by either distance.
     call("-m tools.score", kept, "--distance", "euclidean", "--log_path", tmp_path)
-    euclidean = read_results(tmp_path, "*euclidean.json")["all-search single-shot", "fc"]["trials"]
+    euclidean = rows_of(only(tmp_path, "*euclidean.json"))["all-search single-shot", "fc"]["trials"]
     np.testing.assert_allclose([trial["mAP"] for trial in euclidean], [trial["mAP"] for trial in trials])
 
 
-def test_going_on_from_a_published_checkpoint(call, sysu_tree, tmp_path):
-    """It has weights, epoch and scores; training goes on from its epoch and its best rank-1."""
-    net = EmbedNet(10, low_dim=16, arch="resnet18", pretrained="none").state_dict()
-    torch.save({"net": net, "cmc": np.linspace(0.1, 1, 20), "mAP": 0.5, "epoch": 7}, tmp_path / "old.t")
-    flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path)]
-    out = call("train.py", *flags, "--resume", "old.t", "--epochs", 8)
+def published_file(path: Path, net: EmbedNet, numpy_core: bytes = b"core", prefix: str = "") -> None:
+    """A checkpoint as PyTorch 0.4.1 and numpy 1.17 (core) or later ones (_core) write it: no zip, numpy values.
+
+    torch.nn.DataParallel, in which some were trained, puts the prefix "module." before each name.
+    """
+    file, weights = io.BytesIO(), {prefix + name: value for name, value in net.state_dict().items()}
+    state = {"net": weights, "cmc": np.ones(20), "mAP": np.float64(0.25), "epoch": 7}
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    # The protocol spells module names as lines of text, so that another module is another line.
+    data = file.getvalue().replace(b"numpy._core.multiarray\n", b"numpy.%b.multiarray\n" % numpy_core)
+    assert b"cnumpy.%b.multiarray\n_reconstruct\n" % numpy_core in data
+    path.write_bytes(data)
+
+
+def test_going_on_from_a_published_checkpoint(call, bad, sysu_tree, tmp_path):
+    """It has weights, epoch and scores, from which training goes on; the rate of dropout is what the caller says."""
+    published_file(tmp_path / "old.t", EmbedNet(10, 16, 0.3, "resnet18", pretrained="none"))
+    flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path), "--resume", "old.t", "--epochs", 8]
+    assert "--drop" in bad("train.py", *flags)
+    out = call("train.py", *flags, "--drop", 0.4)
     assert "no optimizer state" in out and "epoch   8 step" in out and "epoch   7 step" not in out
-    (last,) = tmp_path.glob("*_last.t")
-    state = utils.load_checkpoint(str(last))
-    assert state["epoch"] == 8 and state["best"]["rank1"] >= 0.1
-
-
-def test_a_published_checkpoint_does_not_tell_its_rate_of_dropout(bad, sysu_tree, tmp_path):
-    net = EmbedNet(10, low_dim=16, drop=0.3, arch="resnet18", pretrained="none")
-    torch.save({"net": net.state_dict(), "epoch": 7}, tmp_path / "old.t")
-    flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path)]
-    assert "--drop" in bad("train.py", *flags, "--resume", "old.t")
+    state = utils.load_checkpoint(str(next(tmp_path.glob("*_last.t"))))
+    assert state["epoch"] == 8 and state["best"] == {"rank1": 1.0, "mAP": 0.25, "epoch": 7}
+    old = utils.load_checkpoint(str(tmp_path / "old.t"))
+    assert network_of(old, "old.t", drop=0.4).classifier1.classifier[1].p == 0.4
 
 
 @pytest.mark.parametrize(
@@ -128,14 +133,13 @@ def test_other_settings_train_and_test(call, sysu_tree, tmp_path, flags):
     assert ("classifier1.classifier.2.weight" in utils.load_checkpoint(str(checkpoint))["net"]) == ("--drop" in flags)
     assert ("HC 0.0000" in log.read_text()) == ("100" in flags)  # within such a margin the loss is zero
     call("test.py", *out, "--resume", checkpoint)
-    assert read_results(tmp_path)["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
+    assert rows_of(only(tmp_path))["all-search single-shot", "fc"]["mean"]["rank20"] == 1  # two test persons
 
 
-def test_periodic_checkpoints_and_the_schedule(call, noise_tree, tmp_path):
-    """Epochs above 10 that --save_epoch divides are kept; the rate falls at 30. Few images make it quick."""
-    flags = [*TINY, *places(noise_tree, tmp_path), "--batch-size", 4, "--per_img", 1, "--save_epoch", 3]
-    flags += ["--resume", tmp_path / "start.t"]
-    net, rates = EmbedNet(4, low_dim=16, arch="tiny", pretrained="none").state_dict(), []
+def test_periodic_checkpoints_and_the_schedule(call, sysu_tree, tmp_path):
+    """Epochs above 10 that --save_epoch divides are kept; the rate falls at 30."""
+    flags = [*TINY, *places(sysu_tree, tmp_path), "--save_epoch", 3, "--resume", tmp_path / "start.t"]
+    net, rates = EmbedNet(10, low_dim=16, arch="tiny", pretrained="none").state_dict(), []
     state = {"net": net, "cmc": [1.0] * 20, "mAP": 1.0, "config": {"arch": "tiny"}}
     for start, end in ((8, 9), (11, 12), (29, 30)):
         utils.save_checkpoint(str(tmp_path / "start.t"), state | {"epoch": start})
@@ -156,12 +160,28 @@ def test_regdb_all_trials_both_directions(call, bad, short_regdb, tmp_path):
         (tmp_path / f"trial{trial}.t").symlink_to("trial1.t")
     flags = ["--trial", "all", "--search", "both", "--resume", "trial{trial}.t", "--img_h", 96, "--img_w", 32]
     call("test.py", *out, *flags, "--workers", 0)
-    found = read_results(tmp_path)
+    content = only(tmp_path)
+    assert [network["trial"] for network in content["networks"]] == [*range(1, 11)]
+    found = rows_of(content)
     assert {search for search, _ in found} == {"v2t", "t2v"}
     assert all([trial["trial"] for trial in row["trials"]] == [*range(1, 11)] for row in found.values())
     assert found["v2t", "fc"]["trials"] != found["t2v", "fc"]["trials"]
-    (file,) = tmp_path.glob("*.json")
-    assert [network["trial"] for network in json.loads(file.read_text())["networks"]] == [*range(1, 11)]
+
+
+def test_llcm_from_files_to_figures(call, bad, llcm_tree, tmp_path):
+    out, data = [*places(llcm_tree, tmp_path), "--workers", 0], ["--dataset", "llcm"]
+    call("train.py", *data, *TINY, *out, "--epochs", 2)
+    (last,) = tmp_path.glob("llcm_*_last.t")
+    file = tmp_path / "features.npz"
+    call("test.py", *data, *out, "--resume", last, "--search", "both", "--save_features", file)
+    call("-m tools.score", *data, file, "--search", "both", "--log_path", tmp_path)
+    tested, scored = (only(tmp_path, f"{name}_*_both.json")["results"] for name in ("test", "score"))
+    assert tested == scored and {row["protocol"] for row in tested} == {*DATASETS["llcm"].search_flags["search"]}
+    found = next(tmp_path.glob("test_*.json"))
+    assert "v2t-published" in call("-m tools.report", found, "--out", tmp_path / "report.html")
+    with np.load(file) as saved:
+        np.savez(tmp_path / "foreign.npz", **{key: saved[key] for key in saved if key != "thermal"})
+    assert "'thermal'" in bad("-m tools.score", *data, tmp_path / "foreign.npz", "--log_path", tmp_path)
 
 
 PUBLISHED = {
@@ -173,11 +193,9 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("values", [("sysu", 0.008, 60, 0.6), ("regdb", 0.0098, 80, 0.58)])
 def test_the_published_training_is_the_default(values, monkeypatch):
-    parse_args = runpy.run_path(str(ROOT / "train.py"))["parse_args"]
-
     def parse(flags: str):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
-        return parse_args()
+        return train.parse_args()
 
     args = parse(PUBLISHED["train.py"].format(*values))
     assert (args.dataset, args.lr, args.epochs, args.w_hc, args.batch_size, args.per_img) == (*values, 32, 8)
@@ -185,20 +203,21 @@ def test_the_published_training_is_the_default(values, monkeypatch):
     assert args == parse(f"--dataset {values[0]}")
 
 
-@pytest.mark.parametrize(("dataset", "more"), [("sysu", "--mode all --gall-mode single "), ("regdb", "")])
+@pytest.mark.parametrize(
+    ("dataset", "more", "written"),
+    [("sysu", "--mode all --gall-mode single ", (b"core", "")), ("regdb", "", (b"_core", "module."))],
+)
 def test_the_published_test_scores_a_published_checkpoint(
-    call, dataset, more, sysu_tree, short_regdb, tmp_path, monkeypatch
+    call, dataset, more, written, sysu_tree, short_regdb, tmp_path, monkeypatch
 ):
-    """Verbatim, with data in its place, on a file with nothing but net, cmc, mAP and epoch."""
+    """Verbatim, with data in its place."""
     (tmp_path / "data").mkdir()
     (tmp_path / "DIR").mkdir()
     (tmp_path / "data/SYSU-MM01").symlink_to(sysu_tree)
     (tmp_path / "data/RegDB").symlink_to(short_regdb)
-    net = EmbedNet(395, arch="resnet18", pretrained="none").state_dict()
-    torch.save({"net": net, "cmc": np.ones(20), "mAP": np.float64(1), "epoch": 7}, tmp_path / "DIR/NAME")
+    published_file(tmp_path / "DIR/NAME", EmbedNet(395, arch="resnet18", pretrained="none"), *written)
     monkeypatch.chdir(tmp_path)
-    out = call(str(ROOT / "test.py"), *PUBLISHED["test.py"].format(dataset, more).split())
+    out = call("test.py", *PUBLISHED["test.py"].format(dataset, more).split())
     assert all(text in out for text in ("--lr, --w_hc", "ignored", "no GPU", "DIR/NAME, epoch 7"))
-    (file,) = (tmp_path / "log").glob("*.json")
-    network = json.loads(file.read_text())["networks"][0]
+    network = only(tmp_path / "log")["networks"][0]
     assert [network[k] for k in ("arch", "low_dim", "img_h", "img_w", "n_class")] == ["resnet18", 512, 288, 144, 395]

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, only, run_here
+from conftest import ROOT, TINY, only, rows_of, run_here
 from several import in_processes
+from torch.testing import assert_close
 
 import train
 import utils
@@ -24,24 +25,6 @@ from data_manager import sysu_test
 from loss import loss_terms
 from model import EmbedNet
 from tools.killtest import read_all, same
-
-
-def near(found, expected, tolerance: float, place: str = "") -> None:
-    """Numbers and tensors in two nested dicts and lists are the same up to ``tolerance``; all else is equal."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), place
-        for key in expected:
-            near(found[key], expected[key], tolerance, f"{place} {key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), place
-        for i, pair in enumerate(zip(found, expected, strict=True)):
-            near(*pair, tolerance, f"{place} {i}")
-    elif isinstance(expected, torch.Tensor | float):
-        values = [torch.as_tensor(x, dtype=torch.float64) for x in (found, expected)]
-        torch.testing.assert_close(*values, rtol=0, atol=tolerance, msg=lambda text: f"{place}: {text}")
-    else:
-        assert found == expected, place
-
 
 # ---- one step: losses, gradients, BatchNorm -------------------------------------------------------------------------
 
@@ -67,7 +50,7 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float) -> dict:
 
 
 def follow(expected: dict, *case) -> None:
-    near(trajectory(*case), expected, 1e-8)
+    assert_close(trajectory(*case), expected, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +95,7 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
     training(flags, several, "--epochs", 0)
     in_processes(2, training, flags, several)
     training(flags, several, "--epochs", 4)
-    found, expected = read_all(several), read_all(one)
+    found, expected, configs = read_all(several), read_all(one), []
     for content in (*found.values(), *expected.values()):
         for line in content if isinstance(content, list) else content["metrics"]:
             for name in [name for name in line if name.startswith(("fc", "pool5"))]:
@@ -120,7 +103,9 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
         if isinstance(content, dict):
             content["cmc"] = content["mAP"] = content["best"] = content["rng"] = None
             content["optimizer"] = None  # a gradient jumps where ReLU has its kink
-    near(found, expected, 5e-4)
+            configs.append(content.pop("config"))
+    assert all(config == configs[0] for config in configs)
+    assert_close(found, expected, rtol=0, atol=5e-4)
     files = [{str(file.relative_to(out)) for file in out.rglob("*")} for out in (one, several)]
     assert files[0] == files[1]
     log = next(several.glob("*.log")).read_text()
@@ -169,8 +154,8 @@ def test_scoring_is_shared(sysu_run, tmp_path):
     command = ["test.py", "--data_path", tree, "--workers", 0, "--test-batch", 4, "--resume", best, "--log_path"]
     run_here(*command, tmp_path / "one")
     in_processes(2, run_here, *command, tmp_path / "several")
-    found, expected = (only(tmp_path / out) for out in ("several", "one"))
-    near(found["results"], expected["results"], 1e-6)
+    found, expected = (rows_of(only(tmp_path / out)) for out in ("several", "one"))
+    assert_close(found, expected, rtol=0, atol=1e-6)
     images = sysu_test(str(tree))
     second = Path(images.paths[np.flatnonzero(images.thermal)[1]])  # process 1's first
     second.write_bytes(b"damaged")

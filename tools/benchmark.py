@@ -322,7 +322,7 @@ def main() -> None:
     parser, on_gpu = utils.Parser(prog="python -m tools.benchmark", description=__doc__), torch.cuda.is_available()
     add = parser.add_argument
     add("command", choices=[*BENCHMARKS])
-    add("--steps", type=utils.positive, help="steps to time (100; on a CPU 30 of data, 5 of training)")
+    add("--steps", type=int, help="steps to time (100; on a CPU 30 of data, 5 of training)")
     add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
     add("--json", help="train: file to write the results to")
     add("--processes", type=int, default=torch.cuda.device_count() or 2, help="scale: at most so many (%(default)s)")

@@ -32,7 +32,7 @@ from PIL import Image
 import utils
 from data_loader import read_image, to_input
 from data_manager import DATASETS, Dataset, Search, Split
-from eval_metrics import MEASURES, Counts, Distances, rank_plainly
+from eval_metrics import MEASURES, Counts, Distances, centers, rank_plainly
 from model import EmbedNet, network_of, stripe_window
 from tools.score import load_features
 
@@ -47,7 +47,9 @@ STYLE = matplotlib.rc_context({
 IMAGE = (160, 72)  # height and width at which persons are shown
 # What a line of metrics.jsonl holds besides the terms of the loss, and the title of what is drawn of it.
 METRICS = {"epoch": "", "loss": "", "accuracy": "accuracy in training, %", "lr": "learning rate",
-           "fc_rank1": "rank-1 of fc, %", "fc_mAP": "mAP of fc, %"}  # fmt: skip
+           "fc_rank1": "rank-1 of fc, %", "fc_mAP": "mAP of fc, %",
+           "fc_own_centers": "centers of a person, distance in fc",
+           "fc_other_centers": "centers of two persons, distance in fc"}  # fmt: skip
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ def curves(runs: dict[str, list[dict]], data: str = "") -> Figure:
     ``data``: the dataset's name, if known. Only what the runs recorded is drawn.
     """
     recorded = dict.fromkeys(name for metrics in runs.values() for line in metrics for name in line)
-    terms = [name for name in recorded if name not in METRICS and name.rpartition("_")[2] not in MEASURES]
+    terms = [name for name in recorded if name not in METRICS and name.rpartition("_")[2] not in (*MEASURES, "centers")]
     panels = {term: f"{term}, per stripe" for term in terms}
     panels |= {name: title for name, title in METRICS.items() if title and name in recorded}
     rows, columns = -(-len(panels) // 3), min(3, len(panels))
@@ -256,15 +258,6 @@ def cmc(results: dict[str, Result], feature: str = "fc") -> Figure:
     return figure
 
 
-def centers(features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all persons with images in both modalities: ids (n,), visible and infrared centers (n, dim)."""
-    images = features.images
-    sides = ~images.thermal, images.thermal
-    pids = np.intersect1d(*(images.pids[side] for side in sides))
-    means = [[features.values[side & (images.pids == pid)].mean(axis=0) for pid in pids] for side in sides]
-    return pids, *map(np.array, means)
-
-
 @STYLE
 def embedding(panels: dict[str, Features], persons: int = 7, method: str = "tsne", seed: int = 0) -> Figure:
     """Features of some persons in the plane, coloured by person, shaped by modality; a line joins a person's centers.
@@ -274,7 +267,7 @@ def embedding(panels: dict[str, Features], persons: int = 7, method: str = "tsne
     first, rng = next(iter(panels.values())), np.random.default_rng(seed)
     title = f"{ {'tsne': 't-SNE', 'pca': 'PCA'}[method] } of {first.kind} features, some test persons ({first.data})"
     figure, axes = new_figure(1, len(panels), (6, 5.6), title)
-    known = {label: centers(features) for label, features in panels.items()}
+    known = {label: centers(features.values, features.images) for label, features in panels.items()}
     chosen = choose(functools.reduce(np.intersect1d, (pids for pids, *_ in known.values())), persons, rng)
     for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
         rows = np.flatnonzero(np.isin(features.images.pids, chosen))
