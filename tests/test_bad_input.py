@@ -243,7 +243,6 @@ def test_damaged_checkpoints_and_such_that_would_run_code(bad, sysu_tree, tmp_pa
 
 
 STATES = [
-    {"config": {"n_class": 4, "drop": 0.3}},
     {"optimizer": {}},
     {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(5)}}}},
     {"rng": {"torch": torch.zeros(3), "cuda": None}},
