@@ -47,9 +47,9 @@ COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, g
     ],
     "test.py": [
         ("", "--resume --pretrained"),
+        ("--resume missing.t", "--resume missing.t"),
         ("--resume BEST --low-dim 512", "--low_dim 16 --low_dim 512"),
         ("--resume BEST --img_h 128", "--img_h 96 --img_h 128"),
-        ("--resume BEST --dataset regdb", "test_visible_1.txt"),
         ("--resume BEST --gallery official", "--gallery official --rand_perm"),
         ("--resume BEST --gallery official --rand_perm x.mat", "--rand_perm x.mat"),
         ("--resume BEST --mat text.npz", "--mat text.npz"),
