@@ -47,9 +47,9 @@ COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, g
     ],
     "test.py": [
         ("", "--resume --pretrained"),
+        ("--resume missing.t", "--resume missing.t"),
         ("--resume BEST --low-dim 512", "--low_dim 16 --low_dim 512"),
         ("--resume BEST --img_h 128", "--img_h 96 --img_h 128"),
-        ("--resume BEST --dataset regdb", "test_visible_1.txt"),
         ("--resume BEST --mode outdoor", "--mode outdoor"),
         ("--resume BEST --save_features text.npz/x.npz", "text.npz"),
         ("--resume BEST --save_features x.t", "--save_features x.t .npz"),
@@ -243,7 +243,6 @@ def test_damaged_checkpoints_and_such_that_would_run_code(bad, sysu_tree, tmp_pa
 
 
 STATES = [
-    {"config": {"n_class": 4, "drop": 0.3}},
     {"optimizer": {}},
     {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(5)}}}},
     {"rng": {"torch": torch.zeros(3), "cuda": None}},

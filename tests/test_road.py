@@ -103,9 +103,10 @@ def published_file(path: Path, net: EmbedNet, numpy_core: bytes = b"core", prefi
 
 def test_going_on_from_a_published_checkpoint(call, bad, sysu_tree, tmp_path):
     """It has weights, epoch and scores, from which training goes on; the rate of dropout is what the caller says."""
-    published_file(tmp_path / "old.t", EmbedNet(10, 16, 0.3, "resnet18", pretrained="none"))
     flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path), "--resume", "old.t", "--epochs", 8]
-    assert "--drop" in bad("train.py", *flags)
+    for persons, words in ((4, "on 4 persons, but --data_path has 10"), (10, "give --drop")):
+        published_file(tmp_path / "old.t", EmbedNet(persons, 16, 0.3, "resnet18", pretrained="none"))
+        assert words in bad("train.py", *flags)
     out = call("train.py", *flags, "--drop", 0.4)
     assert "no optimizer state" in out and "epoch   8 step" in out and "epoch   7 step" not in out
     state = utils.load_checkpoint(str(next(tmp_path.glob("*_last.t"))))

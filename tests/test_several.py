@@ -148,6 +148,15 @@ def test_killed_and_stopped_runs_go_on(flags, tmp_path):
     assert same(read_all(out), read_all(tmp_path / "whole"))
 
 
+def test_four_processes_go_on_exactly(flags, tmp_path):
+    """They add up gradients in the same order in each step, also in the first one (`Run.settle`)."""
+    flags = [*flags, "--per_img", 2]
+    in_processes(4, training, flags, tmp_path / "whole")
+    for epochs in (0, 3):
+        in_processes(4, training, [*flags, "--epochs", epochs], tmp_path / "pieces")
+    assert same(read_all(tmp_path / "pieces"), read_all(tmp_path / "whole"))
+
+
 def test_scoring_is_shared(sysu_run, tmp_path):
     """One line tells of an image that one of the processes cannot read."""
     tree, best = shutil.copytree(sysu_run["data"], tmp_path / "tree"), next(sysu_run["models"].glob("*_best.t"))
