@@ -14,7 +14,6 @@ import collections
 import itertools
 import json
 import os
-import platform
 import resource
 import tempfile
 import time
@@ -282,12 +281,6 @@ def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> No
             print(f"{'':24s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
         ratio = values["images/s"] / found[PUBLISHED]["images/s"]
         print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
-    if args.json:
-        device = utils.select_device(options.gpu)
-        device = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        content = {"device": device, "flags": vars(args), "versions": utils.versions(), "results": found}
-        with utils.whole_file(args.json) as path, open(path, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
 
 
 def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> None:
@@ -310,28 +303,19 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
             print(f"{growth:10s}{processes:10d}{2 * batch:8d}{figures}", flush=True)
 
 
-BENCHMARKS = {
-    "evaluate": benchmark_evaluate,
-    "data": benchmark_data,
-    "train": benchmark_train,
-    "scale": benchmark_scale,
-}
-
-
 def main() -> None:
     parser, on_gpu = utils.Parser(prog="python -m tools.benchmark", description=__doc__), torch.cuda.is_available()
     add = parser.add_argument
-    add("command", choices=[*BENCHMARKS])
+    add("command", choices=["evaluate", "data", "train", "scale"])
     add("--steps", type=int, help="steps to time (100; on a CPU 30 of data, 5 of training)")
     add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
-    add("--json", help="train: file to write the results to")
     add("--processes", type=int, default=torch.cuda.device_count() or 2, help="scale: at most so many (%(default)s)")
     args, args.flags = parser.parse_known_args()
     args.steps = args.steps or (100 if on_gpu else 30 if args.command == "data" else 5)
     options = train.build_parser().parse_args(args.flags)
     if options.per_img < 1 or options.batch_size % options.per_img:
         raise ValueError(f"--batch-size {options.batch_size} is not a multiple of --per_img {options.per_img}")
-    BENCHMARKS[args.command](args, options)
+    globals()[f"benchmark_{args.command}"](args, options)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,11 @@ from functools import partial
 
 import numpy as np
 import scipy.io
-from scipy import sparse
 from tqdm import tqdm
 
 import utils
 from data_manager import DATASETS, Dataset, Split
-from eval_metrics import BLOCK, Distances, Results
+from eval_metrics import Distances, Results
 
 KINDS = {"paths": "U", "pids": "iu", "camids": "iu", "thermal": "b"}  # the types of the lists, as numpy calls them
 
@@ -123,49 +122,32 @@ def rerank(
 
     Two images are alike when each other's near neighbours are: the ``k1`` nearest of ``kind`` (`Distances`). The
     neighbourhoods of the ``k2`` nearest are averaged; ``weight`` is the share of the plain distance (the paper's
-    lambda). A query is compared with all other queries too; this holds (q + g) x (q + g) float32 values.
+    lambda). A query is compared with all other queries too; this holds some (q + g) x (q + g) arrays.
     """
-    features, q = np.concatenate([query, gallery]), len(query)
-    n = len(features)
-    plain, nearest = Distances(features, features, kind), []
-    distances = np.empty((n, n), np.float32)
-    k1, k2 = min(k1, n - 1), min(k2, n)
-    rows = max(64, BLOCK // n)
-    for start in range(0, n, rows):
-        block = (plain[start : start + rows] + (kind == "cosine")).clip(min=0)  # 1 - cosine, half the squared distance
-        distances[start : start + rows] = block / np.maximum(block.max(axis=1, keepdims=True), 1e-30)
-        near = np.sort(np.argpartition(block, k1, axis=1)[:, : k1 + 1], axis=1)
-        order = np.argsort(np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
-        nearest.append(np.take_along_axis(near, order, axis=1))
-    nearest = np.concatenate(nearest)  # (n, k1 + 1), each image's own first
+    features, q = np.concatenate([query, gallery]).astype(np.float32), len(query)
+    plain = (Distances(features, features, kind)[:] + (kind == "cosine")).clip(min=0)  # 1 - cosine: half of squared l2
+    nearest = np.argsort(plain, axis=1, kind="stable")  # each image's own first
+    plain = (plain / np.maximum(plain.max(axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
-    def neighbours(k: int) -> sparse.csr_matrix:  # (n, n): who is among whose k nearest, 0 or 1
-        return sparse.csr_matrix(
-            (np.ones(n * k, np.float32), nearest[:, :k].ravel(), np.arange(0, n * k + 1, k)), (n, n)
-        )
+    def reciprocal(k: int) -> np.ndarray:
+        near = np.zeros(plain.shape, bool)
+        np.put_along_axis(near, nearest[:, : k + 1], True, axis=1)
+        return near & near.T
 
-    def reciprocal(k: int) -> sparse.csr_matrix:
-        near = neighbours(k + 1)
-        return near.multiply(near.T).tocsr()
-
-    # A neighbour brings along its own neighbourhood if that lies mostly, by more than two thirds, in ours.
     near, closer = reciprocal(k1), reciprocal(round(k1 / 2))
-    bring = near.multiply(near @ closer).tocsr()
-    bring.data = (3 * bring.data > 2 * np.diff(closer.indptr)[bring.indices]).astype(np.float32)
-    member = (near + bring @ closer).tocoo()  # (n, n), above 0 where the column is in the row's neighbourhood
-    close = np.exp(-distances[member.row, member.col]) * (member.data > 0)
-    weights = sparse.csr_matrix((close, (member.row, member.col)), (n, n))
-    weights = sparse.diags(1 / weights.sum(axis=1).A1) @ weights
-    weights = (neighbours(k2) / k2 @ weights).tocsr()
-
-    by_member = weights[q:].T.tocsr()  # row k: the gallery images that have image k in their neighbourhood
-    result = np.empty((q, n - q), np.float32)
+    sizes, members = closer.sum(axis=1), near.copy()
+    for i, own in enumerate(near):
+        for j in np.flatnonzero(own):  # a neighbour brings its own neighbourhood if more than two thirds lie in ours
+            if 3 * (closer[j] & own).sum() > 2 * sizes[j]:
+                members[i] |= closer[j]
+    weights = np.where(members, np.exp(-plain), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights = np.stack([weights[own].mean(axis=0) for own in nearest[:, :k2]])
+    result = np.empty((q, len(gallery)), np.float32)
     for i in range(q):
-        own = weights[i]
-        others = by_member[own.indices]
-        shared = np.minimum(others.data, np.repeat(own.data, np.diff(others.indptr)))
-        overlap = np.bincount(others.indices, shared, minlength=n - q)
-        result[i] = (1 - weight) * (1 - overlap / (2 - overlap)) + weight * distances[i, q:]
+        own = np.flatnonzero(weights[i])
+        overlap = np.minimum(weights[i, own], weights[q:, own]).sum(axis=1)
+        result[i] = (1 - weight) * (1 - overlap / (2 - overlap)) + weight * plain[i, q:]
     return result
 
 
