@@ -55,7 +55,7 @@ def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | OSError:
 
 def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
     """The images of each batch of paths, uint8 (n, height, width, 3), read ahead. OSError: one cannot be read."""
-    # A generator of its own: the loader would otherwise draw a number from torch's, and shift dropout.
+    # A generator of its own: the loader would otherwise draw a number from torch's, which changes dropout.
     own = {"generator": torch.Generator(), "worker_init_fn": _ignore_interrupts}
     read = functools.partial(read_batch, size=size)
     for images in DataLoader(batches, batch_size=None, collate_fn=read, num_workers=workers, **own):
@@ -117,7 +117,8 @@ def load_training_set(dataset: data_manager.Dataset, root: str, trial: int, size
     """
     if dataset.preprocessed:
         return load_arrays(root)
-    splits = data_manager.paired(*dataset.train(root, trial), root)  # lest their labels differ
+    splits = data_manager.paired(*dataset.train(root, trial), root)  # else their labels would differ
+    data_manager.check_counts(data_manager.joined(*splits), dataset, "train")
     images = [np.concatenate([*read_images(batches_of(split.paths), size, workers)]) for split in splits]
     return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
 

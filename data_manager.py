@@ -55,13 +55,13 @@ class Dataset(NamedTuple):
     """All that the code knows of a dataset."""
 
     title: str
-    defaults: dict[str, float | str]  # of flags: --data_path, the published --lr, --epochs and --w_hc, ...
+    defaults: dict[str, float | str]  # of flags, all four: data_path, lr, epochs, w_hc
     counts: dict[str, tuple[int, ...]]  # persons and, if known, visible and infrared images of "train" and "test"
     train: Callable[[str, int], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
     test: Callable[[str, int], Split]  # (root, trial) -> all test images
     search_flags: dict[str, tuple[str, ...]]  # flag -> its values
     sides: Callable[..., tuple[Side, Side]]  # (test images, the flags' values) -> queries and gallery
-    hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): not to be seen
+    hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): True, not seen
     protocol: str = "{}"  # its name, with {} for the value of each search flag
     trials: range = range(10)
     thermal_cameras: tuple[int, ...] = ()  # tell the modality in files of features that do not

@@ -134,7 +134,8 @@ def score(distmat, q_pids, g_pids, q_camids, g_camids, hidden: Callable, counts_
     Args:
         distmat: (queries, gallery) finite distances, or `Distances`.
         q_pids, g_pids, q_camids, g_camids: person ids and camera numbers, (queries,) and (gallery,).
-        hidden: of these four -> (queries, gallery) mask of what a query does not see; asked for some queries at a time.
+        hidden: (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery) mask of what a query does not see; it is
+            called for some queries at a time.
         counts_persons: CMC counts persons, each at their first image; otherwise images.
         max_rank: length of the CMC; beyond the number of persons it stays at its last value (FIDELITY 13).
 
@@ -250,8 +251,8 @@ def center_distances(values: np.ndarray, images: Split) -> dict[str, float]:
 class Results:
     """Scores of several kinds of features under the protocols of a dataset, trial by trial.
 
-    Beside the features stand random rankings, "chance", drawn with ``seed``. ``compare``: of (query, gallery) features,
-    `Distances` or what it gives.
+    Beside the features stand random rankings, "chance", drawn with ``seed``. ``compare`` turns features of queries and
+    of the gallery into distances: a matrix, or `Distances`.
 
     Attributes:
         counts: {protocol: Counts} of its first trial.
@@ -346,5 +347,5 @@ def extract_features(net: nn.Module, batches: Iterable[tuple], n: int, kinds=KIN
             features.setdefault(kind, np.zeros((n, values.shape[1]), values.dtype))[rows] = values
     net.train(was_training)
     for values in features.values() if dist.is_initialized() else ():
-        dist.all_reduce(torch.from_numpy(values))  # a row is zero but on one process
+        dist.all_reduce(torch.from_numpy(values))  # each row is zero on all processes but one
     return features

@@ -28,13 +28,13 @@ class HeteroCenterLoss(nn.Module):
         self.margin, self.distance = margin, DISTANCES[dist_type]
 
     def forward(self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor) -> Tensor:
-        """Features (..., N, dim), (..., M, dim) and their labels -> (...): of one batch, in any order (FIDELITY 19)."""
+        """(..., N, dim) and (..., M, dim) features of the same persons, in any order (FIDELITY 19) -> (...)."""
         visible_centers = person_centers(visible, visible_labels, visible_labels)
         thermal_centers = person_centers(thermal, thermal_labels, visible_labels)
-        # NaN stays NaN; within the margin is a 0 that back-propagates (FIDELITY 18).
+        # relu keeps NaN, and gives persons within the margin a 0 that back-propagates (FIDELITY 18).
         beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)  # (..., N)
-        rows = (visible_labels[:, None] == visible_labels).sum(1)  # of each row's person, who counts once
-        return (beyond / rows).sum(-1)
+        repeats = (visible_labels[:, None] == visible_labels).sum(1)  # rows of each row's person, who counts once
+        return (beyond / repeats).sum(-1)
 
 
 class Term(NamedTuple):
@@ -43,10 +43,11 @@ class Term(NamedTuple):
     name: str
     weight: float
     value: Callable[..., Tensor]  # (logits, visible feats, thermal feats, labels of both) -> a value per stripe
-    sums_persons: bool  # a sum over the persons of a batch, not a mean; a triplet loss would see one process only
+    sums_persons: bool  # it is a sum over the persons of a batch, not a mean over images
 
     def of(self, logits: Tensor, feats: Tensor, *labels: Tensor) -> Tensor:
-        """(S, N + M, classes), (S, N + M, dim), (N,), (M,) -> (S,): its mean over processes is exact (FIDELITY 10)."""
+        """(S, N + M, classes), (S, N + M, dim), (N,), (M,) -> (S,). It sees the persons of this process only."""
+        # DDP averages over the processes; what is a sum over persons has to be added up instead (FIDELITY 10).
         shares = torch.distributed.get_world_size() if self.sums_persons and torch.distributed.is_initialized() else 1
         return shares * self.value(logits, *feats.split([*map(len, labels)], dim=1), *labels)
 
@@ -65,5 +66,5 @@ def loss_terms(args) -> list[Term]:
 
 
 def total(terms: list[Term], losses: dict) -> Tensor | float:
-    """The weighted sum of a step's losses by name. Its sum over the stripes is minimised, its mean is logged."""
+    """The weighted sum of the terms. A step minimises its sum over the stripes; the log shows its mean over them."""
     return sum(term.weight * losses[term.name] for term in terms)

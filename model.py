@@ -28,7 +28,7 @@ class MapResNet(ResNet):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-BACKBONES = {  # --arch: how to make it, and the channels of its feature map
+BACKBONES = {  # --arch, a name of torchvision's for its weights: how to make it, the channels of its feature map
     "resnet50": (lambda: MapResNet(Bottleneck, [3, 4, 6, 3]), 2048),
     "resnet18": (lambda: MapResNet(BasicBlock, [2, 2, 2, 2]), 512),
 }
@@ -102,7 +102,7 @@ class EmbedNet(nn.Module):
 
 
 def to_device(net: EmbedNet, device: torch.device) -> EmbedNet:
-    """Put a network where the images are, in their memory format."""
+    """Move a network to ``device``, in the memory format of the images."""
     return net.to(device, memory_format=torch.channels_last)
 
 

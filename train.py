@@ -30,7 +30,7 @@ import utils
 from data_loader import IdentitySampler, ImageBatches, TrainBatches, load_training_set
 from data_manager import DATASETS, Search, Split, restrict
 from eval_metrics import Distances, Scores, center_distances, extract_features, score_search
-from loss import Term, loss_terms, total
+from loss import DISTANCES, Term, loss_terms, total
 from model import BACKBONES, EmbedNet, network_of, to_device
 
 LOG_EVERY = 20  # steps
@@ -49,7 +49,7 @@ def build_parser() -> utils.Parser:
     add("--lr", type=float, help=f"learning rate; the backbones' is a tenth ({utils.by_dataset('lr')})")
     add("--w_hc", type=float, help=f"weight of the Hetero-Center loss ({utils.by_dataset('w_hc')})")
     add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
-    add("--dist-type", choices=["l2", "l1", "cos"], default="l2", help="distance of the centers (%(default)s)")
+    add("--dist-type", choices=[*DISTANCES], default="l2", help="distance of the centers (%(default)s)")
     add("--thd", type=float, default=0.0, help="margin of the Hetero-Center loss (%(default)s)")
     add("--batch-size", type=int, default=32, help="images of each modality in a batch (%(default)s)")
     add("--per_img", type=int, default=8, help="images per person and modality in a batch (%(default)s)")
@@ -139,7 +139,7 @@ def train_step(
 
 
 def train_epoch(run: "Run", batches: TrainBatches, epoch: int) -> None:
-    """The steps of an epoch that are left; logs means over its steps. FloatingPointError: a loss is not finite."""
+    """Train the steps of an epoch that are left; log means over its steps. FloatingPointError: a loss is not finite."""
     args, steps, lr = run.args, batches.sampler.steps, learning_rate(epoch, run.args.lr)
     for number, group in enumerate(run.optimizer.param_groups):
         group["lr"] = lr if number else 0.1 * lr
@@ -149,7 +149,7 @@ def train_epoch(run: "Run", batches: TrainBatches, epoch: int) -> None:
         losses, accuracy = train_step(run.fast_net, run.optimizer, batch, run.terms, AMP[args.amp], run.scaler)
         run.sums += utils.mean(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
         run.step += 1
-        if run.step % LOG_EVERY == 0 or run.step == steps:  # looking at the sums waits for the device
+        if run.step % LOG_EVERY == 0 or run.step == steps:  # reading the sums is a GPU sync
             words = "  ".join(f"{name} {mean:.4f}" for name, mean in run.means().items())
             pace = (time.perf_counter() - begin) / (run.step - first)  # seconds a step
             words += f"  lr {lr:g}  {2 * args.batch_size / pace:.0f} images/s"
@@ -179,7 +179,7 @@ def main() -> None:
     rank = utils.share()[0]
     device = utils.select_device(args.gpu, args.batch_size // max(args.per_img, 1))
     utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)
-    images = dataset.test(args.data_path, args.trial)  # the test during training: first search and draw (FIDELITY 23)
+    images = dataset.test(args.data_path, args.trial)  # the first protocol and its first gallery (FIDELITY 23)
     searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
     images, (search,) = restrict(images, searches)
     if args.test_only:
@@ -212,7 +212,7 @@ def main() -> None:
             with utils.stop_signals() as run.stop:
                 train_epoch(run, batches, epoch)
                 run.save("last") if tested else run.finish_epoch()
-            if tested:  # a signal ends the program at once: nothing is lost
+            if tested:  # a signal ends it as it ends any program; --resume last repeats it
                 run.finish_epoch(*evaluate(net, images, search, args))
         run.end()
 
@@ -239,9 +239,9 @@ class Run:
         self.metrics, self.board = [], None  # the lines of metrics.jsonl, and TensorBoard's writer
 
     def settle(self, batch: tuple[Tensor, ...]) -> None:
-        """Let DDP choose the order in which it adds up gradients: it does so after a first backward pass.
+        """One backward pass for nothing: after its first one DDP changes the order in which it adds up gradients.
 
-        Otherwise the first step of more than two processes, and of a run that goes on, would round in another way.
+        Otherwise the first step after a resume would round in another way, with more than two processes.
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
         logits, feats = self.fast_net(*batch[:2])
@@ -270,7 +270,7 @@ class Run:
             sys.exit(self.stop[0] if self.stop else 143)  # 143: another process got the signal
 
     def finish_epoch(self, scores: Scores | None = None, measures: dict[str, float] | None = None) -> None:
-        """Record what came of the epoch, and of its test if there was one, and save."""
+        """Record the means of the epoch and, if it was tested, its scores and measures; save, as best if it is."""
         epoch = self.epoch + 1
         kinds = [f"epoch_{epoch}"] if epoch > 10 and epoch % (self.args.save_epoch or math.inf) == 0 else []
         line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means(), **(measures or {})}
@@ -296,7 +296,7 @@ class Run:
             self.board.flush()
 
     def save(self, *kinds: str) -> None:
-        """Write <run>_<kind>.t, "last" at the end, then metrics.jsonl. FloatingPointError: the network is broken."""
+        """Write <run>_<kind>.t for each kind, then metrics.jsonl. FloatingPointError: a weight is not finite."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
         for buffer in self.net.buffers() if dist.is_initialized() else ():
@@ -333,14 +333,14 @@ class Run:
                 log.warning("%s holds no optimizer state, as published ones do not: momentum starts at zero", path)
                 self.best = {"rank1": self.cmc[0] if self.cmc else -1.0, "mAP": self.mAP, "epoch": self.epoch}
                 return
-            # The first versions kept CE, HC and accuracy of each step.
+            # Our first versions kept CE, HC and accuracy of each step.
             self.sums += (state["history"].sum(0) if "history" in state else state["sums"]).to(self.sums)
             groups = self.optimizer.state_dict()["param_groups"]  # the flags decide these
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
             for parameter, own in self.optimizer.state.items():  # the fused update needs the weights' memory format
                 own.update({name: torch.empty_like(parameter).copy_(x) for name, x in own.items() if name != "step"})
             self.scaler.load_state_dict(state["scaler"] or {})
-            kept = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # the first versions had but one
+            kept = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # ours had one at first
             if self.rank < len(kept):  # further processes keep their own
                 torch.set_rng_state(kept[self.rank]["torch"])
                 if self.device.type == "cuda" and kept[self.rank]["cuda"] is not None:
@@ -351,8 +351,8 @@ class Run:
             raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
 
     def end(self) -> None:
-        """Say what came of it, and how to score it under all protocols."""
-        self.save("last")  # a kill may have come before the metrics were written
+        """Save once more, and log the command that scores the run under all protocols."""
+        self.save("last")  # a kill may have come between the checkpoint and the metrics
         flags = {flag: getattr(self.args, flag) for flag in ("dataset", "trial", "data_path", "log_path")}
         flags |= {**dict.fromkeys(DATASETS[self.args.dataset].search_flags, "both"), "resume": self.file("last")}
         words = [str(word) for flag, value in flags.items() if value for word in (f"--{flag}", value)]

@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         return [action.dest for action in self._actions if action.dest not in others]
 
     def shapes(self) -> list[argparse.Action]:
-        """Those of them that a checkpoint is scored with, too."""
+        """The data and model flags, which test.py reads from the checkpoint."""
         return [*self.data._group_actions, *self.model._group_actions]
 
 
@@ -129,9 +129,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit status 2, and the traceback in the log. Functions raise."""
+    """One line on stderr, the traceback in the log, exit status 2. For scripts; other code raises."""
     log.debug("refused", exc_info=True)
-    if dist.is_torchelastic_launched():  # the first process to fail says why: the others fail for want of it
+    if dist.is_torchelastic_launched():  # only the first to fail says why: others fail because of it
         place, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), datetime.timedelta(seconds=10)
         with contextlib.suppress(RuntimeError):  # torchrun itself is gone
             store = dist.TCPStore(*place, is_master=False, timeout=wait)

@@ -100,8 +100,8 @@ def difference(own: dict[str, dict], first: dict[str, dict], measure: str) -> st
     gaps = [own[replicate][measure] - first[replicate][measure] for replicate in own if replicate in first]
     if own is first or len(gaps) < 2:
         return ""
-    low, high = scipy.stats.t.interval(0.95, len(gaps) - 1, np.mean(gaps), scipy.stats.sem(gaps))
-    return f"{np.mean(gaps):+.2f} [{low:+.2f}, {high:+.2f}]"
+    mean, half = np.mean(gaps), scipy.stats.t.ppf(0.975, len(gaps) - 1) * scipy.stats.sem(gaps)
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
 def table(rows: list[dict]) -> str:
