@@ -123,14 +123,15 @@ def draw(rows: list[dict]) -> Figure:
     """Of one protocol: rank-1 and mAP of the cells, a point for each replicate and a line through their means."""
     cells = [*dict.fromkeys(row["cell"] for row in rows)]
     title = "{protocol} ({data})".format(**rows[0])
-    figure, axes = new_figure(1, 2, (max(4.5, 0.9 * len(cells)), 3.8), title)
+    figure, axes = new_figure(1, 2, (max(4.5, 1.1 * len(cells)), 3.8), title)
     for axis, measure in zip(axes.flat, SHOWN, strict=True):
         for kind in dict.fromkeys(row["features"] for row in rows):
             points = [(cells.index(row["cell"]), row[measure]) for row in rows if row["features"] == kind]
             means = [np.mean([value for cell, value in points if cell == place]) for place in range(len(cells))]
             (line,) = axis.plot(means, label=f"{kind} features", marker="_", markersize=14)
             axis.scatter(*zip(*points, strict=True), color=line.get_color(), alpha=0.6)
-        axis.set(title=SHOWN[measure], xticks=range(len(cells)), xticklabels=[c.replace(" ", "\n") for c in cells])
+        axis.set(title=SHOWN[measure])
+        axis.set_xticks(range(len(cells)), [cell.replace(" ", "\n") for cell in cells], fontsize=10)
     add_legend(figure, axes)
     return figure
 
