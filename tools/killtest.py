@@ -9,7 +9,6 @@ through. Exit status 1: something was lost.
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -66,8 +65,7 @@ def read_all(folder: Path) -> dict:
 def start(command: list) -> subprocess.Popen:
     script, *flags = map(str, command)
     command = [sys.executable, str(Path(__file__).parent.parent / script), *flags]
-    options = {"env": {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def half_written(folder: Path) -> set[tuple]:
