@@ -1,6 +1,6 @@
 """Several processes train and score as one does (FIDELITY 10), on CPUs with gloo.
 
-What no test here can run, for want of GPUs: torch's SyncBatchNorm, NCCL, and fp16 with several processes.
+What no test here runs, for want of GPUs: torch's SyncBatchNorm, NCCL, and fp16 with several processes.
 """
 
 import os

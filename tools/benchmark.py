@@ -241,7 +241,10 @@ def measure(rank: int, processes: int, way: str, args: argparse.Namespace, flags
     net = EmbedNet(PERSONS, options.low_dim, options.drop, options.arch, pretrained="none")
     watch = Watch(args.warmup, args.steps, device)
     if way == PUBLISHED:
-        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, num_workers=options.workers)
+        # In a process that was spawned, workers would be, too: each would get a copy of all images first.
+        context = "fork" if options.workers else None
+        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, num_workers=options.workers,
+                            multiprocessing_context=context)  # fmt: skip
         published_loop(net.to(device), watch(loader), device, options.per_img)
     else:
         run = train.Run("benchmark", options, to_device(net, device), PERSONS)
