@@ -3,7 +3,7 @@
     python -m tools.sweep --out sweeps/sysu --vary w_hc=0,0.1,0.5 --over seed=1,2,3 -- --arch resnet18 --epochs 20
     python -m tools.sweep --out sweeps/regdb --over trial=1,2,3,4,5,6,7,8,9,10 --test '--search both' -- --dataset regdb
 
-Flags of train.py for all runs follow --. Several --vary are combined; --vary dist-type:w_hc=l2:0.1,l1:17 changes flags
+Flags of train.py for all runs follow --. Several --vary are combined; --vary dist-type:w_hc=l2:0.1,l1:2.2 changes flags
 together. Each run has a folder of its own in --out, which sweeps with the same --out share; the comparison is in
 <flags>.csv and <flags>.png beside them. The same command goes on where it was stopped. For a cluster, --dry-run prints
 a line of shell for each run that is left, and --jobs 0 compares what is finished.
