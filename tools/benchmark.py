@@ -242,9 +242,8 @@ def measure(rank: int, processes: int, way: str, args: argparse.Namespace, flags
     watch = Watch(args.warmup, args.steps, device)
     if way == PUBLISHED:
         # In a process that was spawned, workers would be, too: each would get a copy of all images first.
-        context = "fork" if options.workers else None
-        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, num_workers=options.workers,
-                            multiprocessing_context=context)  # fmt: skip
+        workers = {"num_workers": options.workers, "multiprocessing_context": "fork" if options.workers else None}
+        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, **workers)
         published_loop(net.to(device), watch(loader), device, options.per_img)
     else:
         run = train.Run("benchmark", options, to_device(net, device), PERSONS)
