@@ -241,9 +241,8 @@ def measure(rank: int, processes: int, way: str, args: argparse.Namespace, flags
     net = EmbedNet(PERSONS, options.low_dim, options.drop, options.arch, pretrained="none")
     watch = Watch(args.warmup, args.steps, device)
     if way == PUBLISHED:
-        # In a process that was spawned, workers would be, too: each would get a copy of all images first.
-        workers = {"num_workers": options.workers, "multiprocessing_context": "fork" if options.workers else None}
-        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, **workers)
+        torch.multiprocessing.set_start_method("fork", force=True)  # spawned workers would each get all images first
+        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, num_workers=options.workers)
         published_loop(net.to(device), watch(loader), device, options.per_img)
     else:
         run = train.Run("benchmark", options, to_device(net, device), PERSONS)

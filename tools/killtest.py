@@ -135,9 +135,8 @@ def main() -> None:
         make_sysu(tree, ids=6, images=2)
         for title, test in (("preprocessing", kill_preprocessing), ("training", kill_training)):
             done = test(folder / title, tree, args.kills, rng)
-            print(
-                f"{title}: {len(done)} kills survived:", ", ".join(f"{n} by {how}" for how, n in Counter(done).items())
-            )
+            kinds = ", ".join(f"{n} by {how}" for how, n in Counter(done).items())
+            print(f"{title}: {len(done)} kills survived: {kinds}")
             start(["pre_process_sysu.py", *SIZE, "--data_path", tree]).communicate()  # for the training
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import utils
 
-VERSION = 2  # of the drawing; raise it when the same settings give other images
+VERSION = 3  # of the drawing; raise it when the same settings give other images
 PERSON, IMAGE, SCENE, SPLIT, TRIAL = range(1, 6)  # a random stream is [seed, one of these, further numbers]
 SUPERSAMPLE = 2  # the canvas is drawn at this multiple of the final size
 Images = dict[str, tuple[int, int, int]]  # path in the tree -> person, camera and number of the image, as `draw` takes
@@ -358,7 +358,7 @@ SYSU = {
     5: Camera(4, 0.75, (0.92, 0.97, 1.15), 0.30, 0.90, 0.7, (0.2, 0.3, 0.5)),
     6: Camera(6, 0.90, (1,), 0.75, 0.97, 0.6, (0.3, 0.2, 0.5), (215, 150, 70), 205, (8, 80)),
 }
-# Of the real set: how many persons are in which cameras, and the images of each camera. Nobody of "none" is in a list.
+# Of the real set: persons in each set of cameras; by camera (images, least, most of a person). "none" is in no list.
 REAL_SETS = {
     "train": {"123456": 180, "345": 92, "12356": 11, "3456": 5, "12456": 3, "35": 2, "34": 2, "23456": 1},
     "val": {"345": 96, "34": 3},
@@ -366,10 +366,10 @@ REAL_SETS = {
     "none": {"45": 10, "1245": 6, "6": 2, "12": 2, "145": 1, "36": 1},
 }
 REAL_IMAGES = {
-    "train": (4721, 5753, 5929, 4821, 4989, 4000),
-    "val": (0, 0, 1980, 990, 984, 0),
-    "test": (1374, 1565, 1883, 1918, 1918, 1920),
-    "none": (194, 210, 20, 301, 333, 60),
+    "train": ((4721, 2, 50), (5753, 7, 88), (5929, 20, 40), (4821, 8, 30), (4989, 9, 27), (4000, 20, 20)),
+    "val": ((0, 0, 0), (0, 0, 0), (1980, 20, 20), (990, 10, 10), (984, 10, 30), (0, 0, 0)),
+    "test": ((1374, 13, 42), (1565, 18, 40), (1883, 20, 26), (1918, 20, 27), (1918, 20, 24), (1920, 20, 20)),
+    "none": ((194, 16, 29), (210, 11, 39), (20, 20, 20), (301, 10, 24), (333, 10, 50), (60, 20, 20)),
 }
 
 
@@ -381,10 +381,12 @@ def real_sysu(seed: int) -> tuple[dict[str, list[int]], dict[int, dict[int, int]
     for split, sets in REAL_SETS.items():
         where = {next(pids): cams for cams, n in sets.items() for _ in range(n)}
         splits[split] = sorted(where)
-        for cam, total in enumerate(REAL_IMAGES[split], start=1):
-            here = [pid for pid, cams in where.items() if str(cam) in cams]
-            for place, pid in enumerate(here):  # as even as can be
-                counts.setdefault(pid, {})[cam] = total // len(here) + (place < total % len(here))
+        for cam, (total, least, most) in enumerate(REAL_IMAGES[split], start=1):
+            here, room = [pid for pid, cams in where.items() if str(cam) in cams], most - least
+            free = rng.permutation(np.repeat(here[2:], room))  # the first person has the least, the second the most
+            taken = [*here[1:2] * room, *free[: total - least * len(here) - room].tolist()]
+            for pid in here:
+                counts.setdefault(pid, {})[cam] = least + taken.count(pid)
     return splits, counts
 
 
