@@ -25,13 +25,13 @@ from typing import NamedTuple
 import numpy as np
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-Side = tuple[np.ndarray, int]  # mask of test images; how many are drawn of each person and camera, 0: all are taken
+Side = tuple[np.ndarray, int]  # mask of test images; images drawn of each person and camera, 0: all
 
 log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
-    """Parallel lists, an entry per image: path, person (int64), camera number (int64), and whether it is infrared."""
+    """Images, as parallel columns: path, person (int64), camera number (int64), and whether it is infrared."""
 
     paths: list[str]
     pids: np.ndarray
@@ -120,7 +120,7 @@ def sysu_sides(images: Split, mode: str, shots: str) -> tuple[Side, Side]:
 
 
 def sysu_query(root: str, mode: str = "all") -> Split:
-    """All infrared images of the test persons: 3,803 in the real dataset, the same for both search modes."""
+    """All infrared images of the test persons: 3,803 in the real dataset, whatever the ``mode``."""
     images = sysu_test(root)
     return images.take(np.flatnonzero(images.thermal))
 

@@ -59,8 +59,8 @@ def loss_terms(args) -> list[Term]:
     def ce(logits, visible, thermal, *labels):
         return torch.stack([F.cross_entropy(stripe, torch.cat(labels)) for stripe in logits])
 
-    def hc(logits, *batch):
-        return hetero_center(*batch)
+    def hc(logits, visible, thermal, *labels):
+        return hetero_center(visible, thermal, *labels)
 
     return [Term("CE", 1.0, ce, sums_persons=False), Term("HC", args.w_hc, hc, sums_persons=True)]
 

@@ -1,7 +1,6 @@
 """The network: a backbone per modality, six stripes, a head and a classifier per stripe (paper, section 3.2)."""
 
 import copy
-import os
 from collections import OrderedDict
 
 import torch
@@ -93,7 +92,7 @@ class EmbedNet(nn.Module):
         return logits, [_l2_normalise(feat) for feat in feats]
 
     def feature_maps(self, visible: Tensor | None = None, thermal: Tensor | None = None) -> Tensor:
-        """(N, C, height / 16, width / 16): what the backbones see, before the stripes are pooled."""
+        """(N, C, height / 16, width / 16), rounded up: what the backbones see, before the stripes are pooled."""
         sides = (self.visible_net["visible"], visible), (self.thermal_net["thermal"], thermal)
         maps = [backbone(images) for backbone, images in sides if images is not None]
         if not maps:
@@ -159,13 +158,13 @@ def _load_pretrained(backbone: nn.Module, arch: str, pretrained: str) -> None:
             state = torch.load(pretrained, map_location="cpu", weights_only=True)
         backbone.load_state_dict(state)
     except Exception as error:  # no network, a wrong hash, weights of another network: all have the same remedy
-        folder, reason = os.path.join(torch.hub.get_dir(), "checkpoints"), str(error).splitlines()[0][:200]
-        raise OSError(f"--pretrained {pretrained} cannot be loaded ({reason}): give none, a file of {arch} weights, or "
-                      f"put torchvision's IMAGENET1K_V1 file into {folder}") from error  # fmt: skip
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise OSError(f"--pretrained {pretrained} cannot be loaded ({reason}): give none, a file of {arch} weights, "
+                      f"or torchvision's IMAGENET1K_V1 in {torch.hub.get_dir()}/checkpoints") from error  # fmt: skip
 
 
 def network_of(checkpoint: dict, path: str, drop: float | None = None) -> EmbedNet:
-    """The network of the checkpoint read from ``path``; ``drop`` is the rate of its dropout, where it does not tell.
+    """The network of the checkpoint read from ``path``; ``drop`` is the rate of its dropout, if the file does not say.
 
     OSError: it does not hold a network of this method.
     """

@@ -49,7 +49,7 @@ def build_parser() -> utils.Parser:
     add("--lr", type=float, help=f"learning rate; the backbones' is a tenth ({utils.by_dataset('lr')})")
     add("--w_hc", type=float, help=f"weight of the Hetero-Center loss ({utils.by_dataset('w_hc')})")
     add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
-    add("--dist-type", choices=[*DISTANCES], default="l2", help="distance of the centers (%(default)s)")
+    add("--dist-type", choices=[*DISTANCES], default="l2", help="between centers; l2 is squared (%(default)s)")
     add("--thd", type=float, default=0.0, help="margin of the Hetero-Center loss (%(default)s)")
     add("--batch-size", type=int, default=32, help="images of each modality in a batch (%(default)s)")
     add("--per_img", type=int, default=8, help="images per person and modality in a batch (%(default)s)")
@@ -63,17 +63,17 @@ def build_parser() -> utils.Parser:
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
     place("--method", default="id", help="a word for the names of the run's files (%(default)s)")
     place("--epochs", type=int, help=f"the last epoch: N trains N + 1 epochs, 0 to N ({utils.by_dataset('epochs')})")
-    place("--save_epoch", type=int, default=20, help="keep each n-th epoch after the 10th; 0: none (%(default)s)")
+    place("--save_epoch", type=int, default=20, help="keep epochs over 10 that N divides; 0: none (%(default)s)")
     place("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
     place("--test-only", action="store_true", help="score the --resume checkpoint and stop")
-    place("--cache", choices=["auto", "device", "host"], default="auto", help="where images are kept (%(default)s)")
+    place("--cache", choices=["auto", "device", "host"], default="auto", help="images: GPU memory or RAM (%(default)s)")
     place("--tensorboard", action=YES_NO, default=True, help="write TensorBoard scalars (yes)")
     return parser
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.amp == "fp16" and not torch.cuda.is_available():
         parser.error("--amp fp16 needs a GPU: give bf16, or off")
     args.trial = args.trial if DATASETS[args.dataset].trial_trains else None
@@ -183,7 +183,7 @@ def main() -> None:
     searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
     images, (search,) = restrict(images, searches)
     if args.test_only:
-        args.resume = f"{name}_last.t" if args.resume == "last" else args.resume
+        args.resume = f"{name}_last.t" if args.resume in ("", "last") else args.resume
         net = network_of(*utils.open_checkpoint(args, [flag.dest for flag in parser.shapes()]), args.drop)
         evaluate(to_device(net, device), images, search, args)
         return
@@ -226,7 +226,7 @@ class Run:
     def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
         self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
         self.rank = utils.share()[0]  # process 0 alone writes
-        self.fast_net = torch.compile(shared(net, args)) if args.compile else shared(net, args)
+        self.fast_net = torch.compile(distributed(net, args)) if args.compile else distributed(net, args)
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
         self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
         self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
@@ -236,12 +236,11 @@ class Run:
         self.cmc, self.mAP = [], 0.0  # of the last test, fc features
         self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}  # the test with the best rank-1
         self.metrics_file = os.path.join(args.log_path, name, "metrics.jsonl")
-        self.metrics, self.board = [], None  # the lines of metrics.jsonl, and TensorBoard's writer
+        self.metrics, self.board, self.stop = [], None, []  # metrics.jsonl, TensorBoard's writer, status of a signal
 
     def settle(self, batch: tuple[Tensor, ...]) -> None:
-        """One backward pass for nothing: after its first one DDP changes the order in which it adds up gradients.
-
-        Otherwise the first step after a resume would round in another way, with more than two processes.
+        """Throw away a backward pass: after its first one DDP adds up the gradients of three processes or more in
+        another order, so that the first step after a resume would round in another way.
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
         logits, feats = self.fast_net(*batch[:2])
@@ -270,7 +269,7 @@ class Run:
             sys.exit(self.stop[0] if self.stop else 143)  # 143: another process got the signal
 
     def finish_epoch(self, scores: Scores | None = None, measures: dict[str, float] | None = None) -> None:
-        """Record the means of the epoch and, if it was tested, its scores and measures; save, as best if it is."""
+        """Record the epoch's means and, if it was tested, its scores and measures; save, also as _best if it is."""
         epoch = self.epoch + 1
         kinds = [f"epoch_{epoch}"] if epoch > 10 and epoch % (self.args.save_epoch or math.inf) == 0 else []
         line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means(), **(measures or {})}
@@ -359,7 +358,7 @@ class Run:
         log.info("epoch %d was the last one; to score it: python test.py %s", self.epoch, shlex.join(words))
 
 
-def shared(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
+def distributed(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
     """Under torchrun: gradients are averaged over the processes, BatchNorm sees the whole batch (FIDELITY 10)."""
     if not dist.is_initialized():
         return net
@@ -379,7 +378,8 @@ def goes_on(args: argparse.Namespace, name: str) -> bool:
         args.resume = last if os.path.exists(last) else ""
         log.info("%s: %s", last, "going on with it" if args.resume else "not there yet, starting from the beginning")
     there = [file for file in (last, metrics) if os.path.exists(file)]
-    if there and not os.path.basename(args.resume).startswith(name):
+    chosen = os.path.realpath(utils.find_checkpoint(args.resume, args.model_path)) if args.resume else ""
+    if there and chosen != os.path.realpath(last):
         raise ValueError(f"{there[0]} is there already: go on with that run (--resume last), give another --method "
                          "(or --model_path and --log_path), or remove it")  # fmt: skip
     return bool(args.resume)

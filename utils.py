@@ -94,7 +94,7 @@ def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
     model("--low-dim", type=int, default=512, help="dimensions of a stripe's feature (%(default)s)")
     model("--drop", type=float, default=0.0, help="dropout before the classifiers (%(default)s)")
     add_data_flags(parser)
-    place("--resume", "-r", default="", help="checkpoint: a file, its name in --model_path; train.py: or last")
+    place("--resume", "-r", default="", help="checkpoint: a path, or a name in --model_path; of train.py also last")
     place("--model_path", default="save_model/", help="folder of the checkpoints (%(default)s)")
     place("--log_path", default="log/", help="folder of logs and results (%(default)s)")
     place("--test-batch", type=int, default=64, help="images per test batch (%(default)s)")
@@ -103,9 +103,9 @@ def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
 
 def add_search_flags(add: Callable) -> None:
     """The flags that choose protocols; `data_manager.Dataset.searches` checks their values."""
-    for flag, text in (("mode", "gallery cameras"), ("gall_mode", "images per person"), ("search", "query to gallery")):
+    for flag, text in (("mode", "cameras"), ("gall_mode", "images per person and camera"), ("search", "direction")):
         known = [f"{d.title} {', '.join(d.search_flags[flag])}" for d in DATASETS.values() if flag in d.search_flags]
-        add(f"--{flag.replace('_', '-')}", help=f"{text} ({'; '.join(known)}; or both)")
+        add(f"--{flag.replace('_', '-')}", help=f"{text} ({'; '.join(known)}; or both). The first is the default")
 
 
 # ---- errors, signals and processes ----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, g
         ("--resume BEST --seed 2 --lr 0.02", "_best.t --seed 1 --lr 0.01 --seed 2 --lr 0.02"),
         ("--resume BEST --drop 0.5 --w_hc 1", "_best.t --drop 0.3 --w_hc 0.6 --drop 0.5 --w_hc 1.0"),
         ("--pretrained missing.pth", "--pretrained missing.pth"),
+        ("--pretrained empty.pth", "--pretrained empty.pth"),
         ("--pretrained imagenet", "--pretrained imagenet hub/checkpoints"),
         ("--log_path text.npz", "text.npz"),
         ("--img_w 0", "--img_w 0"),
@@ -87,6 +88,7 @@ def holds(line: str, words: str) -> bool:
 def test_bad_flags(bad, sysu_run, monkeypatch, tmp_path, script, flags, words):
     (tmp_path / "good.json").write_text(result())
     (tmp_path / "text.npz").write_text("text")
+    (tmp_path / "empty.pth").touch()
     features_file(tmp_path / "good.npz")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -104,8 +104,9 @@ def test_checkpoints_of_earlier_versions_go_on(training, sysu_run, tmp_path):
 
 def test_a_run_is_not_written_over(bad, sysu_run, tmp_path):
     data, models, logs = ["--data_path", sysu_run["data"]], sysu_run["models"], sysu_run["logs"]
-    line = bad("train.py", *RUN_FLAGS, *data, "--model_path", models, "--log_path", logs)
-    assert f"{RUN}_last.t is there already" in line and "--resume last" in line
+    for resume in ([], ["--resume", f"{RUN}_best.t", "--epochs", 2]):
+        line = bad("train.py", *RUN_FLAGS, *data, "--model_path", models, "--log_path", logs, *resume)
+        assert f"{RUN}_last.t is there already" in line and "--resume last" in line
     for resume in ([], ["--resume", "last"]):  # the metrics alone are a run, too
         line = bad("train.py", *RUN_FLAGS, *data, "--model_path", tmp_path, "--log_path", logs, *resume)
         assert "metrics.jsonl is there already" in line

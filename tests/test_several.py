@@ -1,6 +1,6 @@
 """Several processes train and score as one does (FIDELITY 10), on CPUs with gloo.
 
-What no test here runs, for want of GPUs: torch's SyncBatchNorm, NCCL, and fp16 with several processes.
+What no test here runs, for want of GPUs: torch's SyncBatchNorm and NCCL.
 """
 
 import os
@@ -29,8 +29,11 @@ from tools.killtest import read_all, same
 # ---- one step: losses, gradients, BatchNorm -------------------------------------------------------------------------
 
 
-def trajectory(arch: str, width: int, dist_type: str, margin: float) -> dict:
-    """Six steps in float64: the losses of each, the gradients of the last, and all that they have changed."""
+def trajectory(arch: str, width: int, dist_type: str, margin: float, scale: float = 0) -> dict:
+    """Six steps: the losses of each, the gradients of the last, and all that they have changed.
+
+    In float64; if ``scale`` is given, in float16 with a gradient scaler that starts with it.
+    """
     torch.manual_seed(3)
     rng, labels, cpu = np.random.default_rng(3), np.repeat(np.arange(6), 9), torch.device("cpu")
     images = [rng.integers(0, 256, (54, 96, width, 3), np.uint8) for _ in range(2)]
@@ -38,15 +41,17 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float) -> dict:
     batches = TrainBatches(TrainingSet(*images, labels, labels), sampler, (96, width), cpu, share=utils.share())
     args = {"lr": 0.008, "optim": "sgd", "w_hc": 0.6, "thd": margin, "dist_type": dist_type}
     args = SimpleNamespace(**args, sync_bn=True)
-    net = EmbedNet(6, 32, arch=arch, pretrained="none").double().train()
-    fast, optimizer, terms = train.shared(net, args), train.build_optimizer(net, args), loss_terms(args)
+    net = EmbedNet(6, 32, arch=arch, pretrained="none").to(torch.float32 if scale else torch.float64).train()
+    half = (torch.float16, torch.amp.GradScaler("cpu", init_scale=scale)) if scale else ()
+    fast, optimizer, terms = train.distributed(net, args), train.build_optimizer(net, args), loss_terms(args)
     found = {"losses": []}
-    for _, (visible, thermal, *labels) in zip(range(6), batches.epoch(0), strict=False):
-        losses, accuracy = train.train_step(fast, optimizer, (visible.double(), thermal.double(), *labels), terms)
+    for _, (*images, visible_labels, thermal_labels) in zip(range(6), batches.epoch(0), strict=False):
+        batch = *(x if scale else x.double() for x in images), visible_labels, thermal_labels
+        losses, accuracy = train.train_step(fast, optimizer, batch, terms, *half)
         found["losses"].append({name: utils.mean(x) for name, x in (losses | {"accuracy": accuracy}).items()})
     found["gradients"] = {name: x.grad for name, x in net.named_parameters() if x.requires_grad}
     found["momentum"] = {i: own["momentum_buffer"] for i, own in enumerate(optimizer.state.values())}
-    return found | {"net": net.state_dict()}
+    return found | {"net": net.state_dict(), "scale": half[1].get_scale() if half else 0}
 
 
 def follow(expected: dict, *case) -> None:
@@ -66,6 +71,20 @@ def test_processes_follow_one(arch, width, dist_type, clips):
         assert (expected["losses"][0]["HC"] > plain - 4 * margin + 1e-4).all()  # some persons' terms are clipped
     for processes in (2, 4) if arch == "tiny" else (2,):
         in_processes(processes, follow, expected, arch, width, dist_type, margin)
+
+
+def agree(expected: dict) -> None:
+    case = "tiny", 32, "l2", 0.0
+    overflowing = trajectory(*case, scale=2.0**17)
+    overflowing.pop("gradients")  # of the last step, not finite if it overflowed
+    assert overflowing["scale"] < 2.0**17 and overflowing["momentum"][0].any()  # some steps were skipped, not all
+    assert same(*utils.gather(overflowing))
+    assert_close(trajectory(*case, scale=2.0**8)["net"], expected, rtol=0, atol=1e-3)
+
+
+def test_processes_scale_alike():
+    """In fp16 they skip the same steps; where none overflows, they follow one process."""
+    in_processes(2, agree, trajectory("tiny", 32, "l2", 0.0, scale=2.0**8)["net"])
 
 
 def test_persons_are_not_split():

@@ -27,7 +27,6 @@ from matplotlib.figure import Figure
 
 import train
 import utils
-from data_manager import DATASETS
 from tools.visualize import STYLE, add_legend, new_figure, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,8 +80,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     for *parts, replicate in itertools.product(*args.vary, args.over):
         cell = {flag: value for part in parts for flag, value in part.items()}
         flags = [*args.flags, *(f"--{flag}={value}" for flag, value in (cell | replicate).items())]
-        given = parser.parse_args(flags)
-        given.trial = given.trial if DATASETS[given.dataset].trial_trains else None
+        given = train.parse_args(flags)
         shared = [f"--{x}={vars(given)[x]}" for x in SHARED if vars(given)[x] not in (None, parser.get_default(x))]
         name = train.run_name(given)
         folder, tested = args.out / f"{name}_epochs{given.epochs}", "_".join(["test", *args.test]).replace("/", "_")
