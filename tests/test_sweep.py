@@ -48,7 +48,7 @@ def test_statistics(call, tmp_path):
         "w_hc=3 1 40.00 60.00",
     ]
     assert "w_hc=2,seed=3,v2t,fc,53.0,50.0,50.0,50.0,47.0,50.0" in (tmp_path / "w_hc.csv").read_text()
-    mAP = (figure := sweep.draw([row for run in runs for row in run.rows()])).axes[1]
+    mAP = (figure := sweep.draw([row for run in runs[::-1] for row in run.rows()])).axes[1]
     assert "synthetic, RegDB layout" in figure.get_suptitle() and (tmp_path / "w_hc.png").exists()
     assert [*mAP.lines[0].get_ydata()] == [48, 45, 48.5, 60] and len(mAP.collections[0].get_offsets()) == 9
 

@@ -10,6 +10,7 @@ a line of shell for each run that is left, and --jobs 0 compares what is finishe
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import shlex
@@ -120,8 +121,9 @@ def table(rows: list[dict]) -> str:
 def draw(rows: list[dict]) -> Figure:
     """Of one protocol: rank-1 and mAP of the cells, a point for each replicate and a line through their means."""
     cells = [*dict.fromkeys(row["cell"] for row in rows)]
-    title = "{protocol} ({data})".format(**rows[0])
-    figure, axes = new_figure(1, 2, (max(4.5, 1.1 * len(cells)), 3.8), title)
+    with contextlib.suppress(ValueError):  # numbers stand in their order
+        cells.sort(key=lambda cell: [float(value.split("=")[1]) for value in cell.split()])
+    figure, axes = new_figure(1, 2, (max(4.5, 1.1 * len(cells)), 3.8), "{protocol} ({data})".format(**rows[0]))
     for axis, measure in zip(axes.flat, SHOWN, strict=True):
         for kind in dict.fromkeys(row["features"] for row in rows):
             points = [(cells.index(row["cell"]), row[measure]) for row in rows if row["features"] == kind]
