@@ -173,6 +173,8 @@ class Distances:
 
     ``kind`` is "cosine", minus the cosine of the angle, which ranks as the published dot product does, or
     "euclidean", squared and in float64, which ranks as the official evaluation does.
+
+    ValueError: there is no such kind, or a feature has no direction, that is, no cosine.
     """
 
     KINDS = ("cosine", "euclidean")
