@@ -5,8 +5,8 @@
 
 Flags of train.py for all runs follow --. Several --vary are combined; --vary dist-type:w_hc=l2:0.1,l1:2.2 changes flags
 together. Each run has a folder of its own in --out, which sweeps with the same --out share; the comparison is in
-<flags>.csv and <flags>.png beside them. The same command goes on where it was stopped. For a cluster, --dry-run prints
-a line of shell for each run that is left, and --jobs 0 compares what is finished.
+<flags>.csv and <flags>.png beside them, until another sweep varies the same flags there. The same command goes on where
+it was stopped. For a cluster, --dry-run prints a line of shell for each run that is left; --jobs 0 just compares.
 """
 
 import argparse
