@@ -49,7 +49,7 @@ def build_parser() -> utils.Parser:
     add("--lr", type=float, help=f"learning rate; the backbones' is a tenth ({utils.by_dataset('lr')})")
     add("--w_hc", type=float, help=f"weight of the Hetero-Center loss ({utils.by_dataset('w_hc')})")
     add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
-    add("--dist-type", choices=[*DISTANCES], default="l2", help="between centers; l2 is squared (%(default)s)")
+    add("--dist-type", choices=[*DISTANCES], default="l2", help="distance of centers, l2 squared (%(default)s)")
     add("--thd", type=float, default=0.0, help="margin of the Hetero-Center loss (%(default)s)")
     add("--batch-size", type=int, default=32, help="images of each modality in a batch (%(default)s)")
     add("--per_img", type=int, default=8, help="images per person and modality in a batch (%(default)s)")

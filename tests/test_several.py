@@ -41,12 +41,13 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float, scale: floa
     batches = TrainBatches(TrainingSet(*images, labels, labels), sampler, (96, width), cpu, share=utils.share())
     args = {"lr": 0.008, "optim": "sgd", "w_hc": 0.6, "thd": margin, "dist_type": dist_type}
     args = SimpleNamespace(**args, sync_bn=True)
-    net = EmbedNet(6, 32, arch=arch, pretrained="none").to(torch.float32 if scale else torch.float64).train()
+    dtype = torch.float32 if scale else torch.float64
+    net = EmbedNet(6, 32, arch=arch, pretrained="none").to(dtype).train()
     half = (torch.float16, torch.amp.GradScaler("cpu", init_scale=scale)) if scale else ()
     fast, optimizer, terms = train.distributed(net, args), train.build_optimizer(net, args), loss_terms(args)
     found = {"losses": []}
-    for _, (*images, visible_labels, thermal_labels) in zip(range(6), batches.epoch(0), strict=False):
-        batch = *(x if scale else x.double() for x in images), visible_labels, thermal_labels
+    for _, (visible, thermal, *labels) in zip(range(6), batches.epoch(0), strict=False):
+        batch = visible.to(dtype), thermal.to(dtype), *labels
         losses, accuracy = train.train_step(fast, optimizer, batch, terms, *half)
         found["losses"].append({name: utils.mean(x) for name, x in (losses | {"accuracy": accuracy}).items()})
     found["gradients"] = {name: x.grad for name, x in net.named_parameters() if x.requires_grad}
