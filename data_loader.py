@@ -110,7 +110,9 @@ class TrainingSet(NamedTuple):
         return int(max(self.visible_labels.max(), self.thermal_labels.max())) + 1
 
 
-def load_training_set(dataset: data_manager.Dataset, root: str, trial: int, size: tuple, workers: int) -> TrainingSet:
+def load_training_set(
+    dataset: data_manager.Dataset, root: str, trial: int | None, size: tuple, workers: int
+) -> TrainingSet:
     """The arrays of pre_process_sysu.py, or the dataset's training images, read at ``size`` (height, width).
 
     OSError: something is missing, damaged, or does not fit the rest.
@@ -204,7 +206,7 @@ class TrainBatches:
         size: (height, width) that images are scaled to, where they have another size.
         cache: "device" puts all images there, once; "host" gathers each batch from ``data``, ahead of its use; "auto"
             takes the device if that is a GPU and the images fill at most a quarter of its free memory.
-        share: (rank, processes): this process has so many of a batch's persons, in both modalities (FIDELITY 10).
+        share: (rank, processes): this process takes its part of a batch's persons, both modalities (FIDELITY 10).
 
     ValueError: the processes cannot have equally many persons.
     """

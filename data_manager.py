@@ -57,8 +57,8 @@ class Dataset(NamedTuple):
     title: str
     defaults: dict[str, float | str]  # of flags, all four: data_path, lr, epochs, w_hc
     counts: dict[str, tuple[int, ...]]  # persons and, if known, visible and infrared images of "train" and "test"
-    train: Callable[[str, int], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
-    test: Callable[[str, int], Split]  # (root, trial) -> all test images
+    train: Callable[[str, int | None], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
+    test: Callable[[str, int | None], Split]  # (root, trial) -> all test images
     search_flags: dict[str, tuple[str, ...]]  # flag -> its values
     sides: Callable[..., tuple[Side, Side]]  # (test images, the flags' values) -> queries and gallery
     hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): True, not seen
@@ -97,7 +97,7 @@ class Dataset(NamedTuple):
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 
 
-def sysu_train(root: str, trial: int = 0) -> tuple[Split, Split]:
+def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
     """The visible and the infrared training images of SYSU-MM01: persons ascending, cameras ascending, names sorted.
 
     Persons of train_id.txt and val_id.txt (395 of them in the real dataset) who were seen in one modality only are left
@@ -108,7 +108,7 @@ def sysu_train(root: str, trial: int = 0) -> tuple[Split, Split]:
     return paired(visible, thermal, root)
 
 
-def sysu_test(root: str, trial: int = 0) -> Split:
+def sysu_test(root: str, trial: int | None = None) -> Split:
     """All images of the test persons, of all cameras: persons ascending, cameras ascending, names sorted."""
     return _in_folders(root, sorted({*_read_ids(root, "exp/test_id.txt")}), range(1, 7), INFRARED_CAMERAS)
 
@@ -156,7 +156,7 @@ def regdb_sides(images: Split, search: str) -> tuple[Side, Side]:
 LLCM_CAMERAS = range(1, 10)  # a number occurs in both modalities
 
 
-def llcm_test(root: str, trial: int = 0) -> Split:
+def llcm_test(root: str, trial: int | None = None) -> Split:
     """All test images, the visible ones first: persons ascending, cameras ascending, names sorted."""
     pids = sorted({*_read_ids(root, "idx/test_id.txt")})
     visible = _in_folders(os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, ())

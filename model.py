@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 class MapResNet(ResNet):
     """torchvision's ResNet up to its feature map: (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up.
 
-    layer4 has stride 1. ``fc`` is unused, and stays for the published keys (FIDELITY 21).
+    layer4 has stride 1. ``fc`` is unused; it is kept for the keys of published checkpoints (FIDELITY 21).
     """
 
     def __init__(self, block: type[nn.Module], layers: list[int]):

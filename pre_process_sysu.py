@@ -63,10 +63,10 @@ def main() -> None:
         log.info("the arrays are there and match: nothing to do (--force makes them again)")
         return
     with FileLock(os.path.join(args.data_path, "pre_process.lock"), timeout=0), contextlib.ExitStack() as stack:
-        # All four take their names when all are whole: first the images, then the labels, and the old labels go before.
-        # So a kill between two names leaves arrays that are seen to be incomplete, never a mixture.
+        # When all four are written, the old labels are removed, then the images get their names, then the labels.
+        # So a kill in between leaves images without labels, which is noticed, never a mixture.
         files = [labels for _, labels in arrays.values()] + [images for images, _ in arrays.values()]
-        whole = {file: stack.enter_context(utils.whole_file(file)) for file in files}  # named in reverse
+        whole = {file: stack.enter_context(utils.whole_file(file)) for file in files}  # renamed in reverse order
         for modality, split in splits.items():
             write_arrays(*(whole[file] for file in arrays[modality]), split, size, args.workers)
         for _, labels in arrays.values():

@@ -129,7 +129,6 @@ def main() -> None:
     utils.start_log(args, f"{output}.log")
     if "ignored" in args:
         log.info("note: only training uses %s: ignored", ", ".join(args.ignored))
-    os.makedirs(os.path.dirname(args.save_features or "") or ".", exist_ok=True)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
 
@@ -138,6 +137,7 @@ def main() -> None:
     for trial in args.trials:  # what is missing is better known now than after the first trial
         if args.resume:
             utils.find_checkpoint(name_of(args.resume, trial), args.model_path)
+        os.makedirs(os.path.dirname(name_of(args.save_features or "", trial)) or ".", exist_ok=True)
         images = dataset.test(args.data_path, trial)
         tests.append((trial, images, dataset.searches(images, vars(args), [trial] if trial else ())))
     for trial, images, searches in tests:

@@ -63,7 +63,7 @@ def build_parser() -> utils.Parser:
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
     place("--method", default="id", help="a word for the names of the run's files (%(default)s)")
     place("--epochs", type=int, help=f"the last epoch: N trains N + 1 epochs, 0 to N ({utils.by_dataset('epochs')})")
-    place("--save_epoch", type=int, default=20, help="keep epochs over 10 that N divides; 0: none (%(default)s)")
+    place("--save_epoch", type=int, default=20, help="keep epochs after 10 that N divides; 0: none (%(default)s)")
     place("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
     place("--test-only", action="store_true", help="score the --resume checkpoint and stop")
     place("--cache", choices=["auto", "device", "host"], default="auto", help="images: GPU memory or RAM (%(default)s)")
@@ -72,10 +72,9 @@ def build_parser() -> utils.Parser:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.amp == "fp16" and not torch.cuda.is_available():
-        parser.error("--amp fp16 needs a GPU: give bf16, or off")
+        raise ValueError("--amp fp16 needs a GPU: give bf16, or off")
     args.trial = args.trial if DATASETS[args.dataset].trial_trains else None
     return args
 
@@ -121,7 +120,7 @@ def train_step(
         scaler: of the gradients, which torch.float16 needs.
 
     Returns:
-        The losses by name, (stripes,) each, and the share of right classifications.
+        The losses by name, (stripes,) each, and the accuracy of the classifiers.
     """
     visible, thermal, *labels = batch
     with torch.autocast(visible.device.type, amp, enabled=amp is not None):
@@ -243,7 +242,8 @@ class Run:
         another order, so that the first step after a resume would round in another way.
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        logits, feats = self.fast_net(*batch[:2])
+        with torch.autocast(self.device.type, AMP[self.args.amp], enabled=self.args.amp != "off"):
+            logits, feats = self.fast_net(*batch[:2])
         (sum(map(torch.sum, logits)) + sum(map(torch.sum, feats))).backward()
         self.net.load_state_dict(before)
 
@@ -269,7 +269,7 @@ class Run:
             sys.exit(self.stop[0] if self.stop else 143)  # 143: another process got the signal
 
     def finish_epoch(self, scores: Scores | None = None, measures: dict[str, float] | None = None) -> None:
-        """Record the epoch's means and, if it was tested, its scores and measures; save, also as _best if it is."""
+        """Record the epoch's means and, if tested, its scores and measures; save, also as _best if it is the best."""
         epoch = self.epoch + 1
         kinds = [f"epoch_{epoch}"] if epoch > 10 and epoch % (self.args.save_epoch or math.inf) == 0 else []
         line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means(), **(measures or {})}
@@ -285,7 +285,7 @@ class Run:
         self.show(line)
 
     def show(self, line: dict[str, float]) -> None:
-        """Hand an epoch's line of metrics to a logger. For another one than TensorBoard, this is the place."""
+        """Hand an epoch's line of metrics to TensorBoard. Other loggers belong here, too."""
         if not self.rank and self.args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -295,15 +295,15 @@ class Run:
             self.board.flush()
 
     def save(self, *kinds: str) -> None:
-        """Write <run>_<kind>.t for each kind, then metrics.jsonl. FloatingPointError: a weight is not finite."""
+        """Write <run>_<kind>.t for each kind, and metrics.jsonl. FloatingPointError: a weight or loss is not finite."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
         for buffer in self.net.buffers() if dist.is_initialized() else ():
             dist.broadcast(buffer, 0)  # --no-sync_bn lets them differ
         if self.rank:
             return
-        if not torch.stack([value.isfinite().all() for value in self.net.state_dict().values()]).all():
-            raise FloatingPointError(f"a weight is not finite in epoch {self.epoch + 1}; a lower --lr may help")
+        if not torch.stack([x.isfinite().all() for x in (*self.net.state_dict().values(), self.sums)]).all():
+            raise FloatingPointError(f"a weight or loss is not finite in epoch {self.epoch + 1}; a lower --lr may help")
         state = {
             "net": self.net.state_dict(),
             **{name: getattr(self, name) for name in PROGRESS},
@@ -372,7 +372,7 @@ def distributed(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
 
 
 def goes_on(args: argparse.Namespace, name: str) -> bool:
-    """Whether --resume names a checkpoint to go on with. ValueError: the run is there, and would be written over."""
+    """Whether to go on with a checkpoint; --resume last becomes its path. ValueError: a run would be written over."""
     last, metrics = os.path.join(args.model_path, f"{name}_last.t"), os.path.join(args.log_path, name, "metrics.jsonl")
     if args.resume == "last":
         args.resume = last if os.path.exists(last) else ""

@@ -143,9 +143,8 @@ def fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Yield a list that gets an exit status when SIGINT, SIGTERM or SIGHUP comes. A second one ends the program.
-
-    Under torchrun, which repeats signals and kills after half a minute, a second one changes nothing.
+    """Yield a list that gets an exit status when SIGINT, SIGTERM or SIGHUP comes. A second signal ends the program, but
+    not under torchrun, which repeats signals by itself.
     """
     stop = []
 
@@ -171,8 +170,9 @@ def share() -> tuple[int, int]:
 
 
 def end_processes() -> None:
-    """Leave the processes of the run, all of them at the same time."""
+    """Leave the processes of the run, when all have come here: torchrun ends the others if one ends in an error."""
     if dist.is_initialized():
+        gather(None)
         dist.destroy_process_group()
 
 
@@ -221,8 +221,8 @@ def versions() -> dict[str, str]:
 
 
 def select_device(gpu: int, persons: int = 0) -> torch.device:
-    """The GPU of this number, or of the process under torchrun, else the CPU; says which, and how many GPUs could share
-    the ``persons`` of a batch, 0 for any number. ValueError: there are fewer GPUs than processes.
+    """The GPU of this number, under torchrun that of the process, else the CPU. Logs which, and how many GPUs could
+    share a batch of ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
     """
     count, processes, note = torch.cuda.device_count(), share()[1], ""
     if processes > 1:
@@ -313,7 +313,7 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
 
 
 def find_checkpoint(resume: str, model_path: str) -> str:
-    """``--resume`` is a file's name in ``--model_path``, as in the published commands, or a path of its own."""
+    """The path of the --resume checkpoint: a name in --model_path, as in the published commands, or a path itself."""
     for path in (os.path.join(model_path, resume), resume):
         if os.path.isfile(path):
             return path

@@ -129,6 +129,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(training, capsys, tmp_path, eve
     assert not [*tmp_path.rglob("*.t")]
 
 
+def test_a_loss_that_is_not_finite_is_not_saved(training, capsys, monkeypatch, tmp_path):
+    """Even if all weights are finite: in fp16 the scaler leaves such a step out."""
+    monkeypatch.setattr(utils, "mean", lambda x: x * float("nan"))
+    assert training("--save_every_steps", 1)[0] == 2
+    assert "not finite" in capsys.readouterr().err and not [*tmp_path.rglob("*.t")]
+
+
 # ---- kills; more of them: python -m tools.killtest ------------------------------------------------------------------
 
 

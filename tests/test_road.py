@@ -160,7 +160,8 @@ def test_regdb_all_trials_both_directions(call, bad, short_regdb, tmp_path):
     for trial in range(2, 11):
         (tmp_path / f"trial{trial}.t").symlink_to("trial1.t")
     flags = ["--trial", "all", "--search", "both", "--resume", "trial{trial}.t", "--img_h", 96, "--img_w", 32]
-    call("test.py", *out, *flags, "--workers", 0)
+    call("test.py", *out, *flags, "--workers", 0, "--save_features", tmp_path / "features{trial}/x.npz")
+    assert all((tmp_path / f"features{trial}/x.npz").exists() for trial in range(1, 11))
     content = only(tmp_path)
     assert [network["trial"] for network in content["networks"]] == [*range(1, 11)]
     found = rows_of(content)
