@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,19 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
     assert files[0] == files[1]
     log = next(several.glob("*.log")).read_text()
     assert "2 processes" in log and all(log.count(f"epoch   {epoch} step") == 1 for epoch in range(5))
+
+
+def write_and_end(file: Path) -> None:
+    if not torch.distributed.get_rank():
+        time.sleep(0.5)
+        file.touch()
+    utils.end_processes()
+    assert file.exists()
+
+
+def test_processes_end_together(tmp_path):
+    """When process 0 has written its files: torchrun would kill it for the others' exit status."""
+    in_processes(2, write_and_end, tmp_path / "file")
 
 
 def test_without_synchronised_statistics(flags, tmp_path):
