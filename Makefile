@@ -21,9 +21,9 @@ test: .venv/ready
 # ---- the demo; what is there already is not made again --------------------------------------------------------------
 
 DATA := demo/SYSU-MM01
-NETWORK := --arch resnet18 --img_h 96 --img_w 32 --pretrained none
+NETWORK := --arch resnet18 --img_h 96 --img_w 16 --pretrained none
 FOLDERS := --data_path $(DATA) --model_path demo/models --log_path demo/logs
-RUN = sysu_id_resnet18_lr0.03_whc$(1)_imgh96_imgw32_perimg4_pretrainednone_last
+RUN = sysu_id_resnet18_lr0.03_whc$(1)_imgh96_imgw16_perimg4_pretrainednone_last
 RESULT = demo/logs/test_$(1)_both-both.json
 UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
@@ -48,7 +48,7 @@ $(DATA)/synthetic.json: | .venv/ready
 	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 100 --images 12
 
 $(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
-	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 32
+	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 16
 
 $(call RESULT,$(call RUN,%)): $(DATA)/train_rgb_resized_img.npy
 	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 4 --lr 0.03 --epochs 1 --w_hc $* --resume last
