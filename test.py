@@ -129,6 +129,9 @@ def main() -> None:
     utils.start_log(args, f"{output}.log")
     if "ignored" in args:
         log.info("note: only training uses %s: ignored", ", ".join(args.ignored))
+    for flag in sorted({flag for own in DATASETS.values() for flag in own.search_flags} - {*dataset.search_flags}):
+        if vars(args)[flag]:
+            log.warning("%s has no --%s: ignored", dataset.title, flag.replace("_", "-"))
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed)
 

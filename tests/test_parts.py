@@ -60,8 +60,10 @@ def test_preprocessing_again_only_if_need_be(golden_tree, call, tmp_path):
 
     def made(*flags) -> bool:
         before = {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
-        call("pre_process_sysu.py", "--data_path", tree, "--img_h", 24, "--img_w", 12, "--workers", 0, *flags)
-        return before != {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
+        out = call("pre_process_sysu.py", "--data_path", tree, "--img_h", 24, "--img_w", 12, "--workers", 0, *flags)
+        changed = before != {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
+        assert ("are replaced" in out) == (changed and bool(before))
+        return changed
 
     assert made() and not made()
     assert made("--force") and made("--img_h", 32) and made()

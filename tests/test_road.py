@@ -207,7 +207,7 @@ def test_the_published_training_is_the_default(values, monkeypatch):
 
 @pytest.mark.parametrize(
     ("dataset", "more", "written"),
-    [("sysu", "--mode all --gall-mode single ", (b"core", "")), ("regdb", "", (b"_core", "module."))],
+    [("sysu", "--mode all --gall-mode single ", (b"core", "")), ("regdb", "--mode all ", (b"_core", "module."))],
 )
 def test_the_published_test_scores_a_published_checkpoint(
     call, dataset, more, written, sysu_tree, short_regdb, tmp_path, monkeypatch
@@ -221,5 +221,6 @@ def test_the_published_test_scores_a_published_checkpoint(
     monkeypatch.chdir(tmp_path)
     out = call("test.py", *PUBLISHED["test.py"].format(dataset, more).split())
     assert all(text in out for text in ("--lr, --w_hc", "ignored", "no GPU", "DIR/NAME, epoch 7"))
+    assert ("RegDB has no --mode: ignored" in out) == (dataset == "regdb")
     network = only(tmp_path / "log")["networks"][0]
     assert [network[k] for k in ("arch", "low_dim", "img_h", "img_w", "n_class")] == ["resnet18", 512, 288, 144, 395]

@@ -102,7 +102,7 @@ def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature
         words = "The share of queries with a match among the first ranks."
         yield "CMC", words, visualize.cmc(results, feature), "png"
     if metrics:
-        words = "Means of each epoch; rank-1 and mAP of those that were tested."
+        words = "Means of each epoch, and rank-1 and mAP where epochs were tested."
         data = next(iter(results.values())).data if results else ""
         yield "Training", words, visualize.curves(metrics, data), "png"
     there = {label: found for label, found in results.items() if os.path.isfile(found.save_features)}
