@@ -331,7 +331,7 @@ def distances(panels: dict[str, Features]) -> Figure:
             axis.stairs(density, edges, fill=True, color=colour, alpha=0.45, hatch=hatch, label=name)
             axis.stairs(density, edges, color=colour, linewidth=1.5)
         axis.set(title=f"{wrap(label, 50)}\nseparation d' = {separation:.2f}", ylabel="density")
-        axis.set_xlabel(f"1 - cosine\n{wrap(features.caption, 75)}", fontsize=9)
+        axis.set_xlabel(f"1 - cosine\n{wrap(features.caption, 75)}", fontsize=8)
         axis.legend(title="images of")
     return figure
 
