@@ -62,9 +62,9 @@ def main() -> None:
     if not args.force and all(match(*arrays[modality], split, size) for modality, split in splits.items()):
         log.info("the arrays are there and match: nothing to do (--force makes them again)")
         return
-    if any(os.path.exists(images) for images, _ in arrays.values()):
-        log.warning("the arrays that are there are replaced, now %d x %d pixels", *size)
     with FileLock(os.path.join(args.data_path, "pre_process.lock"), timeout=0), contextlib.ExitStack() as stack:
+        if any(os.path.exists(images) for images, _ in arrays.values()):
+            log.warning("the arrays that are there are replaced, now %d x %d pixels", *size)
         # When all four are written, the old labels are removed, then the images get their names, then the labels.
         # So a kill in between leaves images without labels, which is noticed, never a mixture.
         files = [labels for _, labels in arrays.values()] + [images for images, _ in arrays.values()]

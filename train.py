@@ -242,7 +242,7 @@ class Run:
         another order, so that the first step after a resume would round in another way.
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        with torch.autocast(self.device.type, AMP[self.args.amp], enabled=self.args.amp != "off"):
+        with torch.autocast(self.device.type, AMP[self.args.amp], enabled=AMP[self.args.amp] is not None):
             logits, feats = self.fast_net(*batch[:2])
         (sum(map(torch.sum, logits)) + sum(map(torch.sum, feats))).backward()
         self.net.load_state_dict(before)

@@ -38,7 +38,7 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float, scale: floa
     torch.manual_seed(3)
     rng, labels, cpu = np.random.default_rng(3), np.repeat(np.arange(6), 9), torch.device("cpu")
     images = [rng.integers(0, 256, (54, 96, width, 3), np.uint8) for _ in range(2)]
-    sampler = IdentitySampler(labels, labels, 8 if arch == "tiny" else 4, 2)  # four persons, or two
+    sampler = IdentitySampler(labels, labels, 8, 2)  # four persons
     batches = TrainBatches(TrainingSet(*images, labels, labels), sampler, (96, width), cpu, share=utils.share())
     args = {"lr": 0.008, "optim": "sgd", "w_hc": 0.6, "thd": margin, "dist_type": dist_type}
     args = SimpleNamespace(**args, sync_bn=True)
