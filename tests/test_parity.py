@@ -12,7 +12,7 @@ from data_loader import IdentitySampler
 from eval_metrics import eval_regdb, eval_sysu
 from loss import HeteroCenterLoss, loss_terms
 from loss import total as total_loss
-from model import EmbedNet
+from model import EmbedNet, to_device
 from train import build_optimizer, learning_rate, train_step
 
 
@@ -29,7 +29,7 @@ def recipe(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def golden_net(arch: str, n_class: int) -> EmbedNet:
-    net = EmbedNet(n_class, arch=arch, pretrained="none").double()
+    net = to_device(EmbedNet(n_class, arch=arch, pretrained="none").double(), torch.device("cpu"))
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if tensor.is_floating_point():

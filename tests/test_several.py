@@ -24,7 +24,7 @@ import utils
 from data_loader import IdentitySampler, TrainBatches, TrainingSet
 from data_manager import sysu_test
 from loss import loss_terms
-from model import EmbedNet
+from model import EmbedNet, to_device
 from tools.killtest import read_all, same
 
 # ---- one step: losses, gradients, BatchNorm -------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float, scale: floa
     args = {"lr": 0.008, "optim": "sgd", "w_hc": 0.6, "thd": margin, "dist_type": dist_type}
     args = SimpleNamespace(**args, sync_bn=True)
     dtype = torch.float32 if scale else torch.float64
-    net = EmbedNet(6, 32, arch=arch, pretrained="none").to(dtype).train()
+    net = to_device(EmbedNet(6, 32, arch=arch, pretrained="none").to(dtype), cpu).train()
     half = (torch.float16, torch.amp.GradScaler("cpu", init_scale=scale)) if scale else ()
     fast, optimizer, terms = train.distributed(net, args), train.build_optimizer(net, args), loss_terms(args)
     found = {"losses": []}

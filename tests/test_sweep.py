@@ -11,6 +11,8 @@ from tools import sweep
 
 SCRIPT = f"""# train.py and test.py with the tiny backbone; if asked to, a step stops the sweep, which started it
 import os, runpy, signal, sys, time
+if "--lr=0.03" in sys.argv:
+    sys.exit("it fails")
 sys.path.insert(0, {str(ROOT)!r})
 import train
 def step(*args, real=train.train_step):
@@ -69,8 +71,8 @@ def test_a_sweep_goes_on_after_a_signal_and_past_a_failure(sysu_tree, tmp_path, 
     _ = (tmp_path / "train.py").write_text(SCRIPT), (tmp_path / "test.py").write_text(SCRIPT)
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     flags = [*TINY, f"--data_path={sysu_tree}", "--batch-size=4", "--per_img=1", "--epochs=1"]
-    runs = done, killed, failing = planned(tmp_path, "lr=0.01,0.02,1e30", "seed=1", flags, [50, 0, 0])
-    before, tool = files_of(done.folder), ["sweep.py", f"--out={tmp_path}", "--vary=lr=0.01,0.02,1e30", "--jobs"]
+    runs = done, killed, failing = planned(tmp_path, "lr=0.01,0.02,0.03", "seed=1", flags, [50, 0, 0])
+    before, tool = files_of(done.folder), ["sweep.py", f"--out={tmp_path}", "--vary=lr=0.01,0.02,0.03", "--jobs"]
     for jobs, status in (("1", "143"), ("2", "2")):
         monkeypatch.setattr("sys.argv", [*tool, jobs, "--", *flags])
         monkeypatch.setenv("STATUS", status)

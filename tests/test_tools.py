@@ -80,7 +80,7 @@ TRAIN = f"train {SIZE} --warmup 0 --arch resnet18"
 ROWS = {
     "evaluate": ["small", "30 x 20, from 128-dimensional features"],
     f"data {SIZE}": ["image by image, 0 workers", "ours, gathered on the host", "ours, from the host to the network"],
-    TRAIN: ["the published way", "ours", "the bare network"],
+    TRAIN: ["the published way", "ours"],
     f"scale {SIZE.removeprefix('--workers 0')} --warmup 0 --arch tiny --batch-size 32": ["no GPU", "strong", "weak"],
 }
 

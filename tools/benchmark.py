@@ -2,7 +2,7 @@
 
     python -m tools.benchmark evaluate      scoring at the datasets' sizes, beside a loop over queries and a bare sort
     python -m tools.benchmark data          batches of training images, beside an image at a time through torchvision
-    python -m tools.benchmark train         training steps, beside the published way and the bare network
+    python -m tools.benchmark train         training steps, beside the published way
     python -m tools.benchmark scale         training steps shared by 1, 2, 4, ... processes, one for each GPU
 
 Flags of train.py hold here, too, like --arch, --batch-size, --amp bf16 or --compile; those that change the precision
@@ -11,7 +11,6 @@ leave the published way as it is. Ratios are taken in one run; they mean more th
 
 import argparse
 import collections
-import itertools
 import json
 import os
 import resource
@@ -45,7 +44,7 @@ LARGE = (20_000, 50_000, 1_000)
 PERSONS = 395
 AHEAD = 10  # batches that may be made before they are asked for
 
-PUBLISHED, OURS, BARE = "the published way", "ours", "the bare network"
+PUBLISHED, OURS = "the published way", "ours"
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------
@@ -206,17 +205,6 @@ def published_loop(net: EmbedNet, batches: Iterable, device: torch.device, per_i
         loss.item()
 
 
-def bare_loop(run: train.Run, batches: Iterable) -> None:
-    """Forward, backward and update, with next to no loss."""
-    amp = train.AMP[run.args.amp]
-    for visible, thermal, *_ in batches:
-        with torch.autocast(visible.device.type, amp, enabled=amp is not None):
-            logits, _ = run.fast_net(visible, thermal)
-        run.optimizer.zero_grad(set_to_none=True)
-        torch.stack(logits).float().logsumexp(2).sum().backward()
-        run.optimizer.step()
-
-
 def warn_of_waiting(run: train.Run, batch: tuple) -> None:
     """Let an update that waits for the GPU say so; the first one may."""
     for mode in ("default", "warn"):
@@ -249,13 +237,10 @@ def measure(rank: int, processes: int, way: str, args: argparse.Namespace, flags
         run.after_step = lambda: None  # which would save
         batches = TrainBatches(data, sampler, size, device, options.cache, utils.share())
         batch, gather = next(batches.epoch(0)), batches.gather
-        if way == BARE:
-            bare_loop(run, watch(itertools.repeat(batch)))
-        else:  # train.py's own epoch
-            if device.type == "cuda" and processes == 1:
-                warn_of_waiting(run, batch)
-            batches.gather = lambda plan: watch(gather(plan))
-            train.train_epoch(run, batches, 0)
+        if device.type == "cuda" and processes == 1:
+            warn_of_waiting(run, batch)
+        batches.gather = lambda plan: watch(gather(plan))
+        train.train_epoch(run, batches, 0)  # train.py's own
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -275,13 +260,11 @@ def measured(processes: int, way: str, args: argparse.Namespace, *flags: str) ->
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    found = {}
-    for way in (PUBLISHED, OURS, BARE):
-        found[way] = values = measured(1, way, args)
-        if way == PUBLISHED:
-            print(f"{'':24s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
+    found = {way: measured(1, way, args) for way in (PUBLISHED, OURS)}
+    print(f"{'':24s}" + "".join(f"{key:>14s}" for key in found[OURS]) + f"{'to first':>10s}")
+    for way, values in found.items():
         ratio = values["images/s"] / found[PUBLISHED]["images/s"]
-        print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
+        print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x")
 
 
 def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> None:

@@ -9,10 +9,12 @@ through. Exit status 1: something was lost.
 
 import contextlib
 import json
+import multiprocessing
+import os
 import random
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +33,8 @@ TRAIN = [
     "train.py", *SIZE, "--arch", "resnet18", "--low-dim", 16, "--drop", 0.3, "--pretrained", "none", "--batch-size", 4,
     "--per_img", 2, "--epochs", 2, "--save_every_steps", 2, "--resume", "last", "--no-tensorboard", "--workers", 0,
 ]  # fmt: skip
+FORKS = multiprocessing.get_context("forkserver")  # of one process that has imported torch, which takes seconds
+FORKS.set_forkserver_preload(["train"])
 
 
 class Lost(SystemExit):
@@ -57,15 +61,26 @@ def read_all(folder: Path) -> dict:
     try:
         for file in (file for file in folder.rglob("*") if file.suffix in readers):
             found[str(file.relative_to(folder))] = readers[file.suffix](str(file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise Lost(f"LOST: {file} is damaged: {error}") from error
     return found
 
 
-def start(command: list) -> subprocess.Popen:
+def run(command: list[str], output: Path) -> None:
+    """Run a script in this process; ``output`` gets what it prints."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method(None, force=True)  # the script's own processes start as they usually do
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def start(command: list, output: Path) -> multiprocessing.Process:
     script, *flags = map(str, command)
-    command = [sys.executable, str(Path(__file__).parent.parent / script), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = FORKS.Process(target=run, args=([str(Path(__file__).parent.parent / script), *flags], output))
+    process.start()
+    return process
 
 
 def half_written(folder: Path) -> set[tuple]:
@@ -77,34 +92,36 @@ def half_written(folder: Path) -> set[tuple]:
     return found
 
 
-def kill(process: subprocess.Popen, folder: Path, longest: float, rng: random.Random) -> str | None:
-    """End the process at a random moment, or as it next writes a file; gives how, or None if it was through before."""
-    way, as_it_wrote = rng.choice([signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]), rng.random() < 0.5
+def kill(process: multiprocessing.Process, folder: Path, longest: float, rng: random.Random) -> tuple[int, str]:
+    """Send a signal at a random moment, or as the process next writes a file; gives the signal, and how in words."""
+    way, as_it_wrote = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]), rng.random() < 0.5
     end, stale = time.monotonic() + rng.uniform(0, longest), half_written(folder)
-    while process.poll() is None and (time.monotonic() < end or (as_it_wrote and half_written(folder) <= stale)):
+    while process.is_alive() and (time.monotonic() < end or (as_it_wrote and half_written(folder) <= stale)):
         time.sleep(0.0005)
-    process.send_signal(way)
-    if process.wait() == 0:
-        return None
-    # A signal that comes before the script has begun ends it as it does any program.
-    if process.returncode not in (-way, 128 + way) and "KeyboardInterrupt" not in (output := process.stdout.read()):
-        raise Lost(f"LOST: exit status {process.returncode} after {way.name}:\n{output}")
-    return f"{way.name} as it wrote" if as_it_wrote else way.name
+    with contextlib.suppress(ProcessLookupError):  # it was through before
+        os.kill(process.pid, way)
+    return way, f"{way.name} as it wrote" if as_it_wrote else way.name
 
 
 def survive(command_in: Callable[[Path], list], folder: Path, kills: int, rng: random.Random) -> list[str]:
     """Run what ``command_in`` (folder) gives in peace, then with kills, until there were enough; gives their kinds."""
-    begin, done = time.monotonic(), []
-    start(command_in(folder / "whole")).communicate()
+    folder.mkdir()
+    output, done = folder / "output.txt", []
+    start(["train.py", "--help"], output).join()  # the first process waits for the imports
+    begin = time.monotonic()
+    start(command_in(folder / "whole"), output).join()
     longest, expected = time.monotonic() - begin, read_all(folder / "whole")
     while len(done) < kills:
-        command, how = command_in(folder / "killed"), ""
-        while how is not None:
-            with start(command) as process:
-                how = kill(process, folder / "killed", longest, rng) if len(done) < kills else None
-                if how is None and process.wait():
-                    raise Lost(f"LOST: exit status {process.returncode} without a kill:\n{process.stdout.read()}")
-            done += [how] * (how is not None)
+        command, through = command_in(folder / "killed"), False
+        while not through:
+            process, way, how = start(command, output), 0, "no signal"
+            if len(done) < kills:
+                way, how = kill(process, folder / "killed", longest, rng)
+            process.join()
+            through = process.exitcode == 0
+            if not through and process.exitcode not in (-way, 128 + way):  # -way: before the script handles signals
+                raise Lost(f"LOST: exit status {process.exitcode} after {how}:\n{output.read_text()}")
+            done += [how] * (not through)
             found = read_all(folder / "killed")
         if not same(found, expected):
             raise Lost(f"LOST: not the same as without a kill, after {done}")
@@ -137,7 +154,7 @@ def main() -> None:
             done = test(folder / title, tree, args.kills, rng)
             kinds = ", ".join(f"{n} by {how}" for how, n in Counter(done).items())
             print(f"{title}: {len(done)} kills survived: {kinds}")
-            start(["pre_process_sysu.py", *SIZE, "--data_path", tree]).communicate()  # for the training
+            start(["pre_process_sysu.py", *SIZE, "--data_path", tree], folder / "output.txt").join()  # for the training
 
 
 if __name__ == "__main__":
