@@ -3,8 +3,8 @@ and in the end all files must hold the same, value by value, as without a kill.
 
     python -m tools.killtest --kills 50
 
-A process is killed at a random moment, or while it writes a file; then the same command is given again, until it is
-through. Exit status 1: something was lost.
+A process gets SIGKILL, or SIGTERM, at a random moment or as it writes a file; then the same command is given again,
+until it is through. Exit status 1: something was lost.
 """
 
 import contextlib
@@ -98,8 +98,7 @@ def kill(process: multiprocessing.Process, folder: Path, longest: float, rng: ra
     end, stale = time.monotonic() + rng.uniform(0, longest), half_written(folder)
     while process.is_alive() and (time.monotonic() < end or (as_it_wrote and half_written(folder) <= stale)):
         time.sleep(0.0005)
-    with contextlib.suppress(ProcessLookupError):  # it was through before
-        os.kill(process.pid, way)
+    (process.kill if way == signal.SIGKILL else process.terminate)()
     return way, f"{way.name} as it wrote" if as_it_wrote else way.name
 
 
@@ -119,7 +118,7 @@ def survive(command_in: Callable[[Path], list], folder: Path, kills: int, rng: r
                 way, how = kill(process, folder / "killed", longest, rng)
             process.join()
             through = process.exitcode == 0
-            if not through and process.exitcode not in (-way, 128 + way):  # -way: before the script handles signals
+            if not through and process.exitcode not in (-way, 128 + way):  # -way: by no handler
                 raise Lost(f"LOST: exit status {process.exitcode} after {how}:\n{output.read_text()}")
             done += [how] * (not through)
             found = read_all(folder / "killed")
