@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import signal
 import sys
 import tarfile
 from collections.abc import Callable
@@ -30,6 +31,7 @@ RUN_FLAGS = [*TINY, "--lr", "0.01", "--drop", "0.3", "--epochs", "3"]
 RUN = "sysu_id_tiny_lr0.01_whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone"
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 settings.register_profile("short", max_examples=100, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=5_000, deadline=None, suppress_health_check=[*HealthCheck])
 settings.load_profile("short")
