@@ -43,7 +43,6 @@ SIZES = {  # (queries, gallery, persons)
 LARGE = (20_000, 50_000, 1_000)
 PERSONS = 395
 AHEAD = 10  # batches that may be made before they are asked for
-
 PUBLISHED, OURS = "the published way", "ours"
 
 
@@ -260,11 +259,13 @@ def measured(processes: int, way: str, args: argparse.Namespace, *flags: str) ->
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    found = {way: measured(1, way, args) for way in (PUBLISHED, OURS)}
-    print(f"{'':24s}" + "".join(f"{key:>14s}" for key in found[OURS]) + f"{'to first':>10s}")
-    for way, values in found.items():
+    found = {}
+    for way in (PUBLISHED, OURS):
+        found[way] = values = measured(1, way, args)
+        if way == PUBLISHED:
+            print(f"{'':24s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
         ratio = values["images/s"] / found[PUBLISHED]["images/s"]
-        print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x")
+        print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
 
 
 def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> None:

@@ -3,8 +3,8 @@ and in the end all files must hold the same, value by value, as without a kill.
 
     python -m tools.killtest --kills 50
 
-A process gets SIGKILL, or SIGTERM, at a random moment or as it writes a file; then the same command is given again,
-until it is through. Exit status 1: something was lost.
+A process is killed at a random moment, or while it writes a file; then the same command is given again, until it is
+through. Exit status 1: something was lost.
 """
 
 import contextlib
@@ -37,10 +37,6 @@ FORKS = multiprocessing.get_context("forkserver")  # of one process that has imp
 FORKS.set_forkserver_preload(["train"])
 
 
-class Lost(SystemExit):
-    """What the kill test looks for: it prints what was lost and ends the program."""
-
-
 def same(a, b) -> bool:
     """Whether nested dicts, lists and tuples hold the same: types, keys, and every value of arrays and tensors."""
     if type(a) is not type(b):
@@ -55,14 +51,14 @@ def same(a, b) -> bool:
 
 
 def read_all(folder: Path) -> dict:
-    """What the checkpoints, metrics and arrays in a folder hold, by their path below it. `Lost`: one is damaged."""
+    """What the checkpoints, metrics and arrays in a folder hold, by their path below it. SystemExit: one is damaged."""
     readers, found = {".t": utils.load_checkpoint, ".npy": np.load}, {}
     readers[".jsonl"] = lambda path: [json.loads(line) for line in Path(path).read_text().splitlines()]
     try:
         for file in (file for file in folder.rglob("*") if file.suffix in readers):
             found[str(file.relative_to(folder))] = readers[file.suffix](str(file))
     except (OSError, ValueError, EOFError) as error:
-        raise Lost(f"LOST: {file} is damaged: {error}") from error
+        raise SystemExit(f"LOST: {file} is damaged: {error}") from error
     return found
 
 
@@ -78,6 +74,7 @@ def run(command: list[str], output: Path) -> None:
 
 def start(command: list, output: Path) -> multiprocessing.Process:
     script, *flags = map(str, command)
+    output.write_text("")
     process = FORKS.Process(target=run, args=([str(Path(__file__).parent.parent / script), *flags], output))
     process.start()
     return process
@@ -94,11 +91,12 @@ def half_written(folder: Path) -> set[tuple]:
 
 def kill(process: multiprocessing.Process, folder: Path, longest: float, rng: random.Random) -> tuple[int, str]:
     """Send a signal at a random moment, or as the process next writes a file; gives the signal, and how in words."""
-    way, as_it_wrote = rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]), rng.random() < 0.5
+    way, as_it_wrote = rng.choice([signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]), rng.random() < 0.5
     end, stale = time.monotonic() + rng.uniform(0, longest), half_written(folder)
     while process.is_alive() and (time.monotonic() < end or (as_it_wrote and half_written(folder) <= stale)):
         time.sleep(0.0005)
-    (process.kill if way == signal.SIGKILL else process.terminate)()
+    with contextlib.suppress(ProcessLookupError):  # it was through before
+        os.kill(process.pid, way)
     return way, f"{way.name} as it wrote" if as_it_wrote else way.name
 
 
@@ -113,17 +111,18 @@ def survive(command_in: Callable[[Path], list], folder: Path, kills: int, rng: r
     while len(done) < kills:
         command, through = command_in(folder / "killed"), False
         while not through:
-            process, way, how = start(command, output), 0, "no signal"
-            if len(done) < kills:
-                way, how = kill(process, folder / "killed", longest, rng)
+            process = start(command, output)
+            way, how = kill(process, folder / "killed", longest, rng) if len(done) < kills else (0, "no signal")
             process.join()
-            through = process.exitcode == 0
-            if not through and process.exitcode not in (-way, 128 + way):  # -way: by no handler
-                raise Lost(f"LOST: exit status {process.exitcode} after {how}:\n{output.read_text()}")
+            through, text = process.exitcode == 0, output.read_text()
+            # A signal that comes before the script has begun ends it as it does any program, maybe without a word.
+            interrupted = way == signal.SIGINT and (not text or "KeyboardInterrupt" in text)
+            if not (through or interrupted or process.exitcode in (-way, 128 + way)):
+                raise SystemExit(f"LOST: exit status {process.exitcode} after {how}:\n{text}")
             done += [how] * (not through)
             found = read_all(folder / "killed")
         if not same(found, expected):
-            raise Lost(f"LOST: not the same as without a kill, after {done}")
+            raise SystemExit(f"LOST: not the same as without a kill, after {done}")
         shutil.rmtree(folder / "killed")
     return done
 
