@@ -183,8 +183,9 @@ def main() -> None:
     images, (search,) = restrict(images, searches)
     if args.test_only:
         args.resume = f"{name}_last.t" if args.resume in ("", "last") else args.resume
-        net = network_of(*utils.open_checkpoint(args, [flag.dest for flag in parser.shapes()]), args.drop)
-        evaluate(to_device(net, device), images, search, args)
+        checkpoint, path = utils.open_checkpoint(args, [flag.dest for flag in parser.shapes()])
+        log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
+        evaluate(to_device(network_of(checkpoint, path, args.drop), device), images, search, args)
         return
     for folder in (args.model_path, os.path.join(args.log_path, name)):
         os.makedirs(folder, exist_ok=True)
@@ -200,10 +201,8 @@ def main() -> None:
         else:
             net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
         run = Run(name, args, to_device(net, device), data.n_class)
-        if dist.is_initialized():
-            run.settle(next(batches.epoch(0)))
         if checkpoint:
-            run.restore(checkpoint)
+            run.restore(checkpoint, batches)
         if len({*utils.gather((run.epoch, run.step))}) > 1:
             raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
         for epoch in range(run.epoch + 1, args.epochs + 1):
@@ -225,7 +224,8 @@ class Run:
     def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
         self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
         self.rank = utils.share()[0]  # process 0 alone writes
-        self.fast_net = torch.compile(distributed(net, args)) if args.compile else distributed(net, args)
+        fast_net = distributed(net, args)
+        self.fast_net = torch.compile(fast_net) if args.compile else fast_net
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
         self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
         self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
@@ -236,16 +236,6 @@ class Run:
         self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}  # the test with the best rank-1
         self.metrics_file = os.path.join(args.log_path, name, "metrics.jsonl")
         self.metrics, self.board, self.stop = [], None, []  # metrics.jsonl, TensorBoard's writer, status of a signal
-
-    def settle(self, batch: tuple[Tensor, ...]) -> None:
-        """Throw away a backward pass: after its first one DDP adds up the gradients of three processes or more in
-        another order, so that the first step after a resume would round in another way.
-        """
-        before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        with torch.autocast(self.device.type, AMP[self.args.amp], enabled=AMP[self.args.amp] is not None):
-            logits, feats = self.fast_net(*batch[:2])
-        (sum(map(torch.sum, logits)) + sum(map(torch.sum, feats))).backward()
-        self.net.load_state_dict(before)
 
     def file(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
@@ -282,11 +272,12 @@ class Run:
         self.sums.zero_()
         self.metrics.append(line)
         self.save(*kinds, "last")
-        self.show(line)
+        if not self.rank:
+            self.show(line)
 
     def show(self, line: dict[str, float]) -> None:
         """Hand an epoch's line of metrics to TensorBoard. Other loggers belong here, too."""
-        if not self.rank and self.args.tensorboard:
+        if self.args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self.board = self.board or SummaryWriter(os.path.dirname(self.metrics_file), purge_step=line["epoch"])
@@ -318,13 +309,17 @@ class Run:
         with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.metrics)
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict, batches: TrainBatches) -> None:
         """Go on exactly where a checkpoint was saved (FIDELITY 7); a published one gives weights, epoch and scores."""
         path, persons = self.args.resume, state["config"]["n_class"]
         if persons != self.config["n_class"]:
             raise ValueError(f"{path} was trained on {persons} persons, but --data_path has {self.config['n_class']}")
         if state["config"]["drop"] is None and not self.args.drop:
             raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
+        if dist.is_initialized() and "optimizer" in state:
+            # A step that is thrown away: DDP adds up gradients in another order in its first step than in all others.
+            train_step(self.fast_net, self.optimizer, next(batches.epoch(0)), self.terms, AMP[self.args.amp])
+            self.net.load_state_dict(state["net"])
         try:
             for name in PROGRESS:
                 setattr(self, name, state.get(name, getattr(self, name)))
@@ -332,8 +327,8 @@ class Run:
                 log.warning("%s holds no optimizer state, as published ones do not: momentum starts at zero", path)
                 self.best = {"rank1": self.cmc[0] if self.cmc else -1.0, "mAP": self.mAP, "epoch": self.epoch}
                 return
-            # Our first versions kept CE, HC and accuracy of each step.
-            self.sums += (state["history"].sum(0) if "history" in state else state["sums"]).to(self.sums)
+            if self.step:  # our first versions kept CE, HC and accuracy of each step
+                self.sums += (state["history"].sum(0) if "history" in state else state["sums"]).to(self.sums)
             groups = self.optimizer.state_dict()["param_groups"]  # the flags decide these
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
             for parameter, own in self.optimizer.state.items():  # the fused update needs the weights' memory format

@@ -183,7 +183,7 @@ def test_killed_and_stopped_runs_go_on(flags, tmp_path):
 
 
 def test_four_processes_go_on_exactly(flags, tmp_path):
-    """They add up gradients in the same order in each step, also in the first one (`Run.settle`)."""
+    """They add up gradients in the same order in each step, also in the first one (`Run.restore`)."""
     flags = [*flags, "--per_img", 2]
     in_processes(4, training, flags, tmp_path / "whole")
     for epochs in (0, 3):
