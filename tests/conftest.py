@@ -15,12 +15,8 @@ os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 import numpy as np
 import pytest
-import several  # noqa: F401  (the tiny backbone)
-import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-
-from tools.make_synthetic import make_llcm, make_regdb, make_sysu
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network, of the backbone in several.py, and images small enough to train in a second.
@@ -30,11 +26,16 @@ TINY += ["--batch-size", "8", "--per_img", "4", "--workers", "0", "--no-tensorbo
 RUN_FLAGS = [*TINY, "--lr", "0.01", "--drop", "0.3", "--epochs", "3"]
 RUN = "sysu_id_tiny_lr0.01_whc0.6_lowdim16_drop0.3_imgh96_imgw32_batchsize8_perimg4_pretrainednone"
 
-torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 settings.register_profile("short", max_examples=100, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=5_000, deadline=None, suppress_health_check=[*HealthCheck])
 settings.load_profile("short")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_backbone() -> None:
+    """Not at the top: it imports torch, which takes seconds, and the process that hands out the tests needs none."""
+    import several  # noqa: F401
 
 
 def golden(name: str) -> dict:
@@ -86,6 +87,10 @@ def run_here(script: str, *flags) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [path.name, *map(str, flags)])
         runpy.run_path(str(path), run_name="__main__")
+
+
+def make_tree(dataset: str, out: Path, *flags) -> None:
+    run_here("-m tools.make_synthetic", "--dataset", dataset, "--out", out, "--seed", 3, "--workers", 1, *flags)
 
 
 @pytest.fixture
@@ -159,7 +164,7 @@ def sysu_tree(made_once) -> Path:
     """A drawn SYSU-MM01 tree of 12 persons, preprocessed; every other training image is enough."""
 
     def make(folder: Path) -> None:
-        make_sysu(folder / "SYSU-MM01", ids=12, images=2, seed=3)
+        make_tree("sysu", folder / "SYSU-MM01", "--ids", 12, "--images", 2)
         size = ["--img_h", 96, "--img_w", 32]
         run_here("pre_process_sysu.py", "--data_path", folder / "SYSU-MM01", *size, "--workers", 0)
         for file in (folder / "SYSU-MM01").glob("*.npy"):
@@ -170,12 +175,12 @@ def sysu_tree(made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def regdb_tree(made_once) -> Path:
-    return made_once("regdb", lambda folder: make_regdb(folder / "RegDB", ids=8, seed=3)) / "RegDB"
+    return made_once("regdb", lambda folder: make_tree("regdb", folder / "RegDB", "--ids", 8)) / "RegDB"
 
 
 @pytest.fixture(scope="session")
 def llcm_tree(made_once) -> Path:
-    return made_once("llcm", lambda folder: make_llcm(folder / "LLCM", ids=9, images=2, seed=3)) / "LLCM"
+    return made_once("llcm", lambda folder: make_tree("llcm", folder / "LLCM", "--ids", 9, "--images", 2)) / "LLCM"
 
 
 @pytest.fixture(scope="session")
