@@ -29,20 +29,9 @@ UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
 CE_HC := $(call RESULT,$(call RUN,0.1))
 FEATURES = demo/features_$(1).npz
-PICTURES := demo/persons.png demo/ranked.png demo/embedding.png
 
-demo: $(UNTRAINED) $(CE) $(CE_HC) $(PICTURES)
+demo: $(UNTRAINED) $(CE) $(CE_HC)
 	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)" --out demo/report.html
-	@echo "single pictures: $(PICTURES)"
-
-demo/persons.png: $(DATA)/synthetic.json
-	$(PY) -m tools.visualize samples --data_path $(DATA) --out $@ --persons 4 --per-camera 2
-
-demo/ranked.png: $(CE_HC)
-	$(PY) -m tools.visualize ranked $(call FEATURES,0.1) --data_path $(DATA) --rows 1 --out $@
-
-demo/embedding.png: $(CE) $(CE_HC)
-	$(PY) -m tools.visualize embedding "CE=$(call FEATURES,0)" "CE + HC=$(call FEATURES,0.1)" --out $@
 
 $(DATA)/synthetic.json: | .venv/ready
 	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 100 --images 12

@@ -46,7 +46,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | OSError:
-    """Some image files as uint8 (n, height, width, 3), or the error that reading them raised."""
+    """Some image files as uint8 (n, height, width, 3), or the error: if raised here, its line would be a traceback."""
     try:
         return torch.from_numpy(np.stack([read_image(path, size) for path in paths]))
     except OSError as error:
@@ -77,12 +77,10 @@ class ImageBatches:
 
     def __init__(self, split: data_manager.Split, size: tuple, batch_size: int, workers: int, device, share=(0, 1)):
         self.split, self.size, self.workers, self.device = split, size, workers, device
-        self.batches = [
-            (modality, rows[start : start + batch_size])
-            for modality, own in (("thermal", split.thermal), ("visible", ~split.thermal))
-            for rows in [np.flatnonzero(own)[share[0] :: share[1]]]
-            for start in range(0, len(rows), batch_size)
-        ]
+        self.batches = []
+        for modality, side in (("thermal", split.thermal), ("visible", ~split.thermal)):
+            rows = np.flatnonzero(side)[share[0] :: share[1]]
+            self.batches += [(modality, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -119,7 +117,7 @@ def load_training_set(
     """
     if dataset.preprocessed:
         return load_arrays(root)
-    splits = data_manager.paired(*dataset.train(root, trial), root)  # else their labels would differ
+    splits = data_manager.paired(*dataset.train(root, trial), root)  # the same persons, so that labels mean the same
     data_manager.check_counts(data_manager.joined(*splits), dataset, "train")
     images = [np.concatenate([*read_images(batches_of(split.paths), size, workers)]) for split in splits]
     return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
@@ -152,7 +150,7 @@ def load_arrays(root: str) -> TrainingSet:
 
 
 class IdentitySampler:
-    """Which images stand in which batch: persons at random, then images of each person in both modalities.
+    """Which images go into which batch: persons at random, then images of each person in both modalities.
 
     Row k of the visible half of a batch and row k of its thermal half show the same person, and a person's rows are
     contiguous. A person with fewer than ``per_img`` images in a modality is drawn with repetition (FIDELITY 5).
@@ -176,7 +174,7 @@ class IdentitySampler:
             raise ValueError(f"a batch needs {needed} persons (--batch-size {batch_size} / --per_img {per_img}), but "
                              f"only {len(self.persons)} have images in both modalities")  # fmt: skip
         both = visible_labels, thermal_labels
-        self.steps = max(map(len, both)) // batch_size + 1
+        self.steps = max(map(len, both)) // batch_size + 1  # as published
         self.images_of = [{person: np.flatnonzero(labels == person) for person in self.persons} for labels in both]
         short = sum(min(len(images[person]) for images in self.images_of) < per_img for person in self.persons)
         if short:
@@ -237,19 +235,19 @@ class TrainBatches:
         plan = np.stack(self.sampler.epoch(epoch))  # (2, steps, batch_size)
         flips = np.random.default_rng([self.sampler.seed, epoch]).random(plan.shape) < 0.5
         plan, flips = plan[:, start:, self.own], torch.from_numpy(flips[:, start:, self.own]).to(self.device)
-        labels = [torch.from_numpy(own[rows]).to(self.device) for own, rows in zip(self.labels, plan, strict=True)]
+        labels = [torch.from_numpy(every[rows]).to(self.device) for every, rows in zip(self.labels, plan, strict=True)]
         for step, images in enumerate(self.gather(plan)):
             visible, thermal = (to_input(x, self.size, flip[step]) for x, flip in zip(images, flips, strict=True))
             yield visible, thermal, labels[0][step], labels[1][step]
 
     def gather(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
-        """The images of each step, uint8 (batch_size, h, w, 3) of both modalities, on the device.
+        """The images of each step, uint8 (n, h, w, 3) of both modalities, on the device.
 
-        ``plan``: their places, (2, steps, batch_size), of visible and of thermal images.
+        ``plan``: their places, (2, steps, n), of visible and of thermal images.
         """
         if self.cache == "device":
             for rows in torch.from_numpy(plan).to(self.device).unbind(1):
-                yield [images.index_select(0, own) for images, own in zip(self.images, rows, strict=True)]
+                yield [images.index_select(0, i) for images, i in zip(self.images, rows, strict=True)]
             return
         ahead = deque()
         with ThreadPoolExecutor(1) as pool:  # on the host, while the device computes
@@ -261,7 +259,7 @@ class TrainBatches:
                 yield [x.to(self.device, non_blocking=True) for x in ahead.popleft().result()]
 
     def _gather(self, rows: np.ndarray) -> list[Tensor]:
-        batch = [torch.from_numpy(images[own]) for images, own in zip(self.images, rows, strict=True)]
+        batch = [torch.from_numpy(images[i]) for images, i in zip(self.images, rows, strict=True)]
         return [x.pin_memory() for x in batch] if self.device.type == "cuda" else batch
 
 

@@ -64,7 +64,7 @@ class Dataset(NamedTuple):
     hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): True, not seen
     protocol: str = "{}"  # its name, with {} for the value of each search flag
     trials: range = range(10)
-    thermal_cameras: tuple[int, ...] = ()  # tell the modality in files of features that do not
+    thermal_cameras: tuple[int, ...] = ()  # tell the modality, for files of features that do not
     counts_persons: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     trial_trains: bool = False  # each trial has training persons, and so a model, of its own

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DISTANCES = {  # between (..., dim) centers: the squared Euclidean one, the mean absolute difference, 1 - cosine
+DISTANCES = {  # between (..., dim) centers; as published, l2 is squared and a sum over the dimensions, l1 their mean
     "l2": lambda a, b: (a - b).pow(2).sum(-1),
     "l1": lambda a, b: (a - b).abs().mean(-1),
     "cos": lambda a, b: 1 - F.cosine_similarity(a, b, dim=-1),
@@ -48,8 +48,8 @@ class Term(NamedTuple):
     def of(self, logits: Tensor, feats: Tensor, *labels: Tensor) -> Tensor:
         """(S, N + M, classes), (S, N + M, dim), (N,), (M,) -> (S,). It sees the persons of this process only."""
         # DDP averages over the processes; what is a sum over persons has to be added up instead (FIDELITY 10).
-        shares = torch.distributed.get_world_size() if self.sums_persons and torch.distributed.is_initialized() else 1
-        return shares * self.value(logits, *feats.split([*map(len, labels)], dim=1), *labels)
+        scale = torch.distributed.get_world_size() if self.sums_persons and torch.distributed.is_initialized() else 1
+        return scale * self.value(logits, *feats.split([*map(len, labels)], dim=1), *labels)
 
 
 def loss_terms(args) -> list[Term]:

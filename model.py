@@ -82,7 +82,7 @@ class EmbedNet(nn.Module):
             In training (logits, feats): a (N, n_class) tensor and an L2-normalised (N, low_dim) tensor per stripe.
             In evaluation (pool5, fc): (N, num_parts * C) and (N, num_parts * low_dim), each stripe L2-normalised.
 
-        ValueError: no images, or images too low for the stripes.
+        ValueError: no images, or images not tall enough for the stripes.
         """
         stripes = _stripes(self.feature_maps(visible, thermal), self.num_parts)  # num_parts x (N, C)
         feats = [head(stripe) for head, stripe in zip(self.heads, stripes, strict=True)]  # num_parts x (N, low_dim)
@@ -92,7 +92,7 @@ class EmbedNet(nn.Module):
         return logits, [_l2_normalise(feat) for feat in feats]
 
     def feature_maps(self, visible: Tensor | None = None, thermal: Tensor | None = None) -> Tensor:
-        """(N, C, height / 16, width / 16), rounded up: what the backbones see, before the stripes are pooled."""
+        """(N, C, height / 16, width / 16), rounded up: the backbones' output, before the stripes are pooled."""
         sides = (self.visible_net["visible"], visible), (self.thermal_net["thermal"], thermal)
         maps = [backbone(images) for backbone, images in sides if images is not None]
         if not maps:
@@ -170,7 +170,7 @@ def network_of(checkpoint: dict, path: str, drop: float | None = None) -> EmbedN
     """
     try:
         config = checkpoint["config"]
-        drop = (drop or 0.5) if config["drop"] is None else config["drop"]
+        drop = (drop or 0.5) if config["drop"] is None else config["drop"]  # any rate: the layer must be there
         net = EmbedNet(config["n_class"], config["low_dim"], drop, config["arch"], pretrained="none")
         net.load_state_dict(checkpoint["net"])
         return net

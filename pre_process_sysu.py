@@ -30,7 +30,7 @@ def build_parser() -> utils.Parser:
 
 
 def match(images: str, labels: str, split: Split, size: tuple[int, int]) -> bool:
-    """Whether two files are the arrays of these images at this size, and newer than each of them."""
+    """Whether two files are the arrays of these images at this size, the first one newer than each of them."""
     try:
         array, found = np.load(images, mmap_mode="r"), np.load(labels)
         same = array.shape == (len(split.paths), *size, 3) and np.array_equal(found, relabel(split.pids))

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 def build_parser() -> utils.Parser:
     parser = utils.Parser(description=__doc__)
     utils.add_shared_flags(parser, BACKBONES)
-    add, place = parser.optimisation.add_argument, parser.place.add_argument
+    add, running = parser.optimisation.add_argument, parser.running.add_argument
     parser.data.add_argument("--trial", type=int, choices=range(1, 11), default=1, help="RegDB's trial (%(default)s)")
     add("--lr", type=float, help=f"learning rate; the backbones' is a tenth ({utils.by_dataset('lr')})")
     add("--w_hc", type=float, help=f"weight of the Hetero-Center loss ({utils.by_dataset('w_hc')})")
@@ -61,13 +61,13 @@ def build_parser() -> utils.Parser:
     add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     add("--deterministic", action=YES_NO, default=True, help="repeat exactly on a GPU (yes)")
     add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
-    place("--method", default="id", help="a word for the names of the run's files (%(default)s)")
-    place("--epochs", type=int, help=f"the last epoch: N trains N + 1 epochs, 0 to N ({utils.by_dataset('epochs')})")
-    place("--save_epoch", type=int, default=20, help="keep epochs after 10 that N divides; 0: none (%(default)s)")
-    place("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
-    place("--test-only", action="store_true", help="score the --resume checkpoint and stop")
-    place("--cache", choices=["auto", "device", "host"], default="auto", help="images: GPU memory or RAM (%(default)s)")
-    place("--tensorboard", action=YES_NO, default=True, help="write TensorBoard scalars (yes)")
+    running("--method", default="id", help="a word for the names of the run's files (%(default)s)")
+    running("--epochs", type=int, help=f"the last epoch: N trains N + 1 epochs, 0 to N ({utils.by_dataset('epochs')})")
+    running("--save_epoch", type=int, default=20, help="keep epochs after 10 that N divides; 0: none (%(default)s)")
+    running("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
+    running("--test-only", action="store_true", help="score the --resume checkpoint and stop")
+    running("--cache", choices=["auto", "device", "host"], default="auto", help="where images are kept (%(default)s)")
+    running("--tensorboard", action=YES_NO, default=True, help="write TensorBoard scalars (yes)")
     return parser
 
 
@@ -87,7 +87,7 @@ def learning_rate(epoch: int, base_lr: float) -> float:
 def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or Adam, weight decay 5e-4 (``args.optim``, ``args.lr``).
 
-    Group 0 is the two backbones at a tenth of the rate; a group each for the heads and classifiers follow.
+    Group 0 is the two backbones at a tenth of the rate; as published, a group for each head and classifier follows.
     """
     backbones = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
     groups = [{"params": backbones, "lr": 0.1 * args.lr}]
@@ -145,8 +145,8 @@ def train_epoch(run: "Run", batches: TrainBatches, epoch: int) -> None:
     run.net.train()
     first, begin = run.step, time.perf_counter()
     for batch in batches.epoch(epoch, first):
-        losses, accuracy = train_step(run.fast_net, run.optimizer, batch, run.terms, AMP[args.amp], run.scaler)
-        run.sums += utils.mean(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
+        losses, accuracy = train_step(run.wrapped_net, run.optimizer, batch, run.terms, AMP[args.amp], run.scaler)
+        run.sums += utils.process_mean(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
         run.step += 1
         if run.step % LOG_EVERY == 0 or run.step == steps:  # reading the sums is a GPU sync
             words = "  ".join(f"{name} {mean:.4f}" for name, mean in run.means().items())
@@ -158,9 +158,11 @@ def train_epoch(run: "Run", batches: TrainBatches, epoch: int) -> None:
 
 
 def evaluate(net: EmbedNet, images: Split, search: Search, args: argparse.Namespace) -> tuple[Scores, dict[str, float]]:
-    """Log the scores of the fc and the pool5 features; gives those of fc, and what metrics.jsonl records of both."""
+    """Log the scores of the fc and the pool5 features; returns those of fc, and what metrics.jsonl records of both."""
     size, device = (args.img_h, args.img_w), next(net.parameters()).device
     batches = ImageBatches(images, size, args.test_batch, args.workers, device, utils.share())
+    for buffer in net.buffers() if dist.is_initialized() else ():
+        dist.broadcast(buffer, 0)  # --no-sync_bn lets BatchNorm differ, and each process embeds a part of the images
     scores, line = {}, {}
     for kind, values in extract_features(net, batches, len(images.paths)).items():
         distances = Distances(values[search.query], values[search.gallery])
@@ -176,9 +178,10 @@ def main() -> None:
     name, dataset, size = run_name(args), DATASETS[args.dataset], (args.img_h, args.img_w)
     utils.start_log(args, os.path.join(args.log_path, f"{name}.log"))
     rank = utils.share()[0]
-    device = utils.select_device(args.gpu, args.batch_size // max(args.per_img, 1))
-    utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)
-    images = dataset.test(args.data_path, args.trial)  # the first protocol and its first gallery (FIDELITY 23)
+    device = utils.select_device(args.gpu, args.batch_size // args.per_img)
+    utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)  # dropout differs between processes
+    images = dataset.test(args.data_path, args.trial)
+    # The first protocol and its first gallery (FIDELITY 23).
     searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
     images, (search,) = restrict(images, searches)
     if args.test_only:
@@ -195,7 +198,8 @@ def main() -> None:
         log.info("train: %d persons, images %s and %s", data.n_class, data.visible.shape, data.thermal.shape)
         sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed)
         batches = TrainBatches(data, sampler, size, device, args.cache, utils.share())
-        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if goes_on(args, name) else (None, "")
+        args.resume = checkpoint_to_resume(args, name)
+        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if args.resume else (None, "")
         if checkpoint:
             net = network_of(checkpoint, path, args.drop)
         else:
@@ -210,7 +214,7 @@ def main() -> None:
             with utils.stop_signals() as run.stop:
                 train_epoch(run, batches, epoch)
                 run.save("last") if tested else run.finish_epoch()
-            if tested:  # a signal ends it as it ends any program; --resume last repeats it
+            if tested:  # a signal now ends the program at once; --resume last repeats the test
                 run.finish_epoch(*evaluate(net, images, search, args))
         run.end()
 
@@ -224,14 +228,14 @@ class Run:
     def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
         self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
         self.rank = utils.share()[0]  # process 0 alone writes
-        fast_net = distributed(net, args)
-        self.fast_net = torch.compile(fast_net) if args.compile else fast_net
+        wrapped = distributed(net, args)
+        self.wrapped_net = torch.compile(wrapped) if args.compile else wrapped
         self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
         self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
         self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
         self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
         self.summed = [*(term.name for term in self.terms), "accuracy"]
-        self.sums = torch.zeros(len(self.summed), dtype=torch.float64, device=self.device)  # of these, over the steps
+        self.sums = torch.zeros(len(self.summed), dtype=torch.float64, device=self.device)  # of the epoch so far
         self.cmc, self.mAP = [], 0.0  # of the last test, fc features
         self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}  # the test with the best rank-1
         self.metrics_file = os.path.join(args.log_path, name, "metrics.jsonl")
@@ -250,7 +254,7 @@ class Run:
 
     def after_step(self) -> None:
         """Save within the epoch, if that is asked for; save and end all processes, if a signal came to one of them."""
-        stop = utils.mean(torch.tensor(float(len(self.stop)))) > 0  # on the CPU: no GPU waits
+        stop = utils.process_mean(torch.tensor(float(len(self.stop)))) > 0  # a signal came to one of them; no GPU waits
         if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
             self.save("last")
         if stop:
@@ -261,7 +265,8 @@ class Run:
     def finish_epoch(self, scores: Scores | None = None, measures: dict[str, float] | None = None) -> None:
         """Record the epoch's means and, if tested, its scores and measures; save, also as _best if it is the best."""
         epoch = self.epoch + 1
-        kinds = [f"epoch_{epoch}"] if epoch > 10 and epoch % (self.args.save_epoch or math.inf) == 0 else []
+        every = self.args.save_epoch
+        kinds = [f"epoch_{epoch}"] if every and epoch > 10 and epoch % every == 0 else []
         line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means(), **(measures or {})}
         if scores:
             self.cmc, self.mAP = scores.cmc.tolist(), scores.mAP
@@ -289,8 +294,6 @@ class Run:
         """Write <run>_<kind>.t for each kind, and metrics.jsonl. FloatingPointError: a weight or loss is not finite."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
-        for buffer in self.net.buffers() if dist.is_initialized() else ():
-            dist.broadcast(buffer, 0)  # --no-sync_bn lets them differ
         if self.rank:
             return
         if not torch.stack([x.isfinite().all() for x in (*self.net.state_dict().values(), self.sums)]).all():
@@ -318,7 +321,8 @@ class Run:
             raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
         if dist.is_initialized() and "optimizer" in state:
             # A step that is thrown away: DDP adds up gradients in another order in its first step than in all others.
-            train_step(self.fast_net, self.optimizer, next(batches.epoch(0)), self.terms, AMP[self.args.amp])
+            # BatchNorm and weights are put back here, all else below.
+            train_step(self.wrapped_net, self.optimizer, next(batches.epoch(0)), self.terms, AMP[self.args.amp])
             self.net.load_state_dict(state["net"])
         try:
             for name in PROGRESS:
@@ -357,7 +361,7 @@ def distributed(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
     """Under torchrun: gradients are averaged over the processes, BatchNorm sees the whole batch (FIDELITY 10)."""
     if not dist.is_initialized():
         return net
-    # Process 0's BatchNorm buffers must not replace the others' in each step; torch 2.14 renamed what says so.
+    # To send process 0's BatchNorm buffers to the others in each step would take time; torch 2.14 renamed the flag.
     names = inspect.signature(DistributedDataParallel).parameters
     keep = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     try:
@@ -366,18 +370,19 @@ def distributed(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
         raise ValueError(f"{error}: on a CPU add --no-sync_bn, which is not exact") from error
 
 
-def goes_on(args: argparse.Namespace, name: str) -> bool:
-    """Whether to go on with a checkpoint; --resume last becomes its path. ValueError: a run would be written over."""
+def checkpoint_to_resume(args: argparse.Namespace, name: str) -> str:
+    """What --resume names, "" to start from the beginning. ValueError: a run would be written over."""
     last, metrics = os.path.join(args.model_path, f"{name}_last.t"), os.path.join(args.log_path, name, "metrics.jsonl")
-    if args.resume == "last":
-        args.resume = last if os.path.exists(last) else ""
-        log.info("%s: %s", last, "going on with it" if args.resume else "not there yet, starting from the beginning")
+    resume = args.resume
+    if resume == "last":
+        resume = last if os.path.exists(last) else ""
+        log.info("%s: %s", last, "going on with it" if resume else "not there yet, starting from the beginning")
     there = [file for file in (last, metrics) if os.path.exists(file)]
-    chosen = os.path.realpath(utils.find_checkpoint(args.resume, args.model_path)) if args.resume else ""
+    chosen = os.path.realpath(utils.find_checkpoint(resume, args.model_path)) if resume else ""
     if there and chosen != os.path.realpath(last):
         raise ValueError(f"{there[0]} is there already: go on with that run (--resume last), give another --method "
                          "(or --model_path and --log_path), or remove it")  # fmt: skip
-    return bool(args.resume)
+    return resume
 
 
 def run_name(args: argparse.Namespace) -> str:

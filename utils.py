@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 class Parser(argparse.ArgumentParser):
     """Takes ``--per_img`` and ``--per-img`` alike; a wrong flag is one line on stderr and exit status 2.
 
-    Flags in the group ``place`` say where and how a run goes on. All others decide what comes out: they stand in the
+    Flags in the group ``running`` say where and how a run goes on. All others decide what comes out: they stand in the
     checkpoint's config, are compared when a run is resumed and, unless they have their default, are in its name.
     """
 
     def __init__(self, **options):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.data, self.model, self.optimisation = map(self.add_argument_group, ("data", "model", "optimisation"))
-        self.place = self.add_argument_group("running (may change when a run is resumed)")
+        self.running = self.add_argument_group("running (may change when a run is resumed)")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does; then flags that were not given take the defaults of their dataset."""
+        """As argparse does; flags that were not given take their dataset's defaults, too small ones are refused."""
         spelling = {option.replace("-", "_"): option for option in self._option_string_actions}
         words = [arg.partition("=") for arg in (sys.argv[1:] if args is None else args)]
         words = ["".join([spelling.get(name.replace("-", "_"), name), *value]) for name, *value in words]
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             if name in found and getattr(found, name) is None:
                 setattr(found, name, default)
         for name, value in vars(found).items():
-            least = int(name in ("img_h", "img_w", "low_dim", "test_batch"))
+            least = int(name in ("img_h", "img_w", "low_dim", "batch_size", "per_img", "test_batch"))
             if isinstance(value, (int, float)) and value < least:
                 self.error(f"--{name} {value} must be {least} or more")
         return found, rest
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
     def deciding(self) -> list[str]:
         """The flags that decide what comes out."""
-        others = {"help", *(action.dest for action in self.place._group_actions)}
+        others = {"help", *(action.dest for action in self.running._group_actions)}
         return [action.dest for action in self._actions if action.dest not in others]
 
     def shapes(self) -> list[argparse.Action]:
@@ -80,25 +80,25 @@ def add_data_flags(parser: Parser) -> None:
     """Where images are, how large they become, and who reads them."""
     parser.data.add_argument("--img_h", type=int, default=288, help="image height in pixels (%(default)s)")
     parser.data.add_argument("--img_w", type=int, default=144, help="image width in pixels (%(default)s)")
-    parser.place.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
-    parser.place.add_argument(
+    parser.running.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
+    parser.running.add_argument(
         "--workers", type=int, default=torch.get_num_threads(), help="image readers (%(default)s)"
     )
 
 
 def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
     """Flags of train.py and test.py."""
-    model, place = parser.model.add_argument, parser.place.add_argument
+    model, running = parser.model.add_argument, parser.running.add_argument
     parser.data.add_argument("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
     model("--arch", choices=[*archs], default="resnet50", help="backbone of each modality (%(default)s)")
     model("--low-dim", type=int, default=512, help="dimensions of a stripe's feature (%(default)s)")
     model("--drop", type=float, default=0.0, help="dropout before the classifiers (%(default)s)")
     add_data_flags(parser)
-    place("--resume", "-r", default="", help="checkpoint: a path, or a name in --model_path; of train.py also last")
-    place("--model_path", default="save_model/", help="folder of the checkpoints (%(default)s)")
-    place("--log_path", default="log/", help="folder of logs and results (%(default)s)")
-    place("--test-batch", type=int, default=64, help="images per test batch (%(default)s)")
-    place("--gpu", type=int, default=0, help="number of the GPU (%(default)s)")
+    running("--resume", "-r", default="", help="checkpoint: a path, or a name in --model_path; train.py: or last")
+    running("--model_path", default="save_model/", help="folder of the checkpoints (%(default)s)")
+    running("--log_path", default="log/", help="folder of logs and results (%(default)s)")
+    running("--test-batch", type=int, default=64, help="images per test batch (%(default)s)")
+    running("--gpu", type=int, default=0, help="number of the GPU (%(default)s)")
 
 
 def add_search_flags(add: Callable) -> None:
@@ -176,7 +176,7 @@ def end_processes() -> None:
         dist.destroy_process_group()
 
 
-def mean(x: torch.Tensor) -> torch.Tensor:
+def process_mean(x: torch.Tensor) -> torch.Tensor:
     """The mean of ``x`` over the processes, in place; a GPU does not wait for it."""
     if dist.is_initialized():
         dist.all_reduce(x.div_(dist.get_world_size()))

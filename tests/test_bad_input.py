@@ -248,7 +248,7 @@ STATES = [
     {"optimizer": {}},
     {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(5)}}}},
     {"rng": {"torch": torch.zeros(3), "cuda": None}},
-    {"sums": torch.zeros(7)},
+    {"step": 1, "sums": torch.zeros(7)},  # of an epoch under way; those of a finished one are not used
     {"step": "two"},
     {"best": {}},
     {"metrics": [{"loss": torch.zeros(1)}]},

@@ -300,7 +300,7 @@ def test_an_epoch_reads_nothing_from_the_device(monkeypatch):
     parts = {"optimizer": build_optimizer(net, ARGS), "terms": loss_terms(ARGS), "scaler": None}
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     run = SimpleNamespace(
-        args=ARGS, net=net, fast_net=net, **parts, sums=sums, step=0, rank=0, means=dict, after_step=lambda: 0
+        args=ARGS, net=net, wrapped_net=net, **parts, sums=sums, step=0, rank=0, means=dict, after_step=lambda: 0
     )
     train_epoch(run, batches, 0)  # all but the look at the means, which is there once a second
     assert run.step == 3

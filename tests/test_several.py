@@ -50,7 +50,7 @@ def trajectory(arch: str, width: int, dist_type: str, margin: float, scale: floa
     for _, (visible, thermal, *labels) in zip(range(6), batches.epoch(0), strict=False):
         batch = visible.to(dtype), thermal.to(dtype), *labels
         losses, accuracy = train.train_step(fast, optimizer, batch, terms, *half)
-        found["losses"].append({name: utils.mean(x) for name, x in (losses | {"accuracy": accuracy}).items()})
+        found["losses"].append({name: utils.process_mean(x) for name, x in (losses | {"accuracy": accuracy}).items()})
     found["gradients"] = {name: x.grad for name, x in net.named_parameters() if x.requires_grad}
     found["momentum"] = {i: own["momentum_buffer"] for i, own in enumerate(optimizer.state.values())}
     return found | {"net": net.state_dict(), "scale": half[1].get_scale() if half else 0}

@@ -208,7 +208,7 @@ def warn_of_waiting(run: train.Run, batch: tuple) -> None:
     """Let an update that waits for the GPU say so; the first one may."""
     for mode in ("default", "warn"):
         torch.cuda.set_sync_debug_mode(mode)
-        train.train_step(run.fast_net, run.optimizer, batch, run.terms, train.AMP[run.args.amp], run.scaler)
+        train.train_step(run.wrapped_net, run.optimizer, batch, run.terms, train.AMP[run.args.amp], run.scaler)
     torch.cuda.set_sync_debug_mode("default")
 
 
