@@ -23,7 +23,7 @@ test: .venv/ready
 DATA := demo/SYSU-MM01
 NETWORK := --arch resnet18 --img_h 96 --img_w 16 --pretrained none
 FOLDERS := --data_path $(DATA) --model_path demo/models --log_path demo/logs
-RUN = sysu_id_resnet18_lr0.03_whc$(1)_imgh96_imgw16_perimg2_pretrainednone_last
+RUN = sysu_id_resnet18_lr0.03_whc$(1)_imgh96_imgw16_batchsize24_perimg2_pretrainednone_last
 RESULT = demo/logs/test_$(1)_both-both.json
 UNTRAINED := $(call RESULT,untrained_none)
 CE := $(call RESULT,$(call RUN,0))
@@ -34,13 +34,13 @@ demo: $(UNTRAINED) $(CE) $(CE_HC)
 	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)" --out demo/report.html
 
 $(DATA)/synthetic.json: | .venv/ready
-	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 100 --images 12
+	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 100 --images 9
 
 $(DATA)/train_rgb_resized_img.npy: $(DATA)/synthetic.json
 	$(PY) pre_process_sysu.py --data_path $(DATA) --img_h 96 --img_w 16
 
 $(call RESULT,$(call RUN,%)): $(DATA)/train_rgb_resized_img.npy
-	$(PY) train.py $(NETWORK) $(FOLDERS) --per_img 2 --lr 0.03 --epochs 1 --w_hc $* --resume last
+	$(PY) train.py $(NETWORK) $(FOLDERS) --batch-size 24 --per_img 2 --lr 0.03 --epochs 1 --w_hc $* --resume last
 	$(PY) test.py $(FOLDERS) --mode both --gall-mode both --resume $(call RUN,$*).t --save_features $(call FEATURES,$*)
 
 $(UNTRAINED): $(DATA)/synthetic.json

@@ -255,12 +255,13 @@ def _listed(root: str, name: str, camid: int, thermal: bool) -> Split:
     """The images of one camera number and modality that idx/<name> lists: '<path below root> <person id>' a line."""
     index, rows = os.path.join(root, "idx", name), []
     for number, line in enumerate(_read_text(index, root).splitlines(), 1):
-        path, label, *_ = [*line.strip().rsplit(None, 1), "", ""]
-        outside = os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
-        if line.strip() and (outside or not re.fullmatch("[0-9]{1,9}", label)):
+        if not line.strip():
+            continue
+        found = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip())
+        path = found[1].rstrip() if found else ""
+        if not found or os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
             raise OSError(f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'")
-        if line.strip():
-            rows.append((os.path.join(root, path), int(label), camid, thermal))
+        rows.append((os.path.join(root, path), int(found[2]), camid, thermal))
     return _split(rows)
 
 

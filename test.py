@@ -155,8 +155,8 @@ def main() -> None:
             save_features(name_of(args.save_features, trial), images, features, known, args.data_path)
     if first:
         results.log(options, trained=bool(args.resume))
-        known = {"flags": vars(args), "options": options, "versions": utils.versions(), "networks": networks}
-        utils.write_json(f"{output}.json", known | results.to_json())
+        header = {"flags": vars(args), "options": options, "versions": utils.versions(), "networks": networks}
+        utils.write_json(f"{output}.json", header | results.to_json())
         log.info("all trials: %s.json", output)
 
 

@@ -116,7 +116,7 @@ def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature
         has_images = os.path.isdir(found.data_path)
         if has_images and label in features:
             words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
-            figure = visualize.ranked(features[label], features[label].search({}), found.data_path)
+            figure = visualize.ranked(features[label], features[label].search({}), found.data_path, rows=1)
             yield f"Ranked: {label}", words, figure, "jpeg"
         if has_images and os.path.isfile(found.checkpoint):
             words = "How much a place adds to its stripe's feature, from the least to the most of the stripe."
