@@ -13,7 +13,7 @@ test: .venv/ready
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	@echo "installing PyTorch and the rest of requirements.txt into .venv: about 5 GB, some minutes the first time"
+	@echo "installing PyTorch and the rest of requirements.txt into .venv: about 6 GB, some minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -34,7 +34,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
     OSError: it is missing, damaged, or of more pixels than Pillow takes for harmless.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} not found, though it is listed: restore the image or correct the list")
+        raise FileNotFoundError(f"{path} not found, though it is listed: is --data_path right, and the list?")
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),

@@ -343,8 +343,8 @@ class Run:
                 torch.set_rng_state(kept[self.rank]["torch"])
                 if self.device.type == "cuda" and kept[self.rank]["cuda"] is not None:
                     torch.cuda.set_rng_state(kept[self.rank]["cuda"], self.device)
-            best = f"{max(self.best['rank1'], 0):.2%}"
-            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far {best}")
+            best = f"{self.best['rank1']:.2%}" if self.best["rank1"] >= 0 else "not tested yet"
+            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far: {best}")
         except Exception as error:  # whatever the damage leads to
             raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
 
