@@ -199,7 +199,9 @@ def main() -> None:
         sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed)
         batches = TrainBatches(data, sampler, size, device, args.cache, utils.share())
         args.resume = checkpoint_to_resume(args, name)
-        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if args.resume else (None, "")
+        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if args.resume else ({}, "")
+        if len({*utils.gather(f"{checkpoint.get('epoch')} {checkpoint.get('step')}")}) > 1:
+            raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
         if checkpoint:
             net = network_of(checkpoint, path, args.drop)
         else:
@@ -207,8 +209,6 @@ def main() -> None:
         run = Run(name, args, to_device(net, device), data.n_class)
         if checkpoint:
             run.restore(checkpoint, batches)
-        if len({*utils.gather((run.epoch, run.step))}) > 1:
-            raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
         for epoch in range(run.epoch + 1, args.epochs + 1):
             tested = epoch > 0 and epoch % 2 == 0
             with utils.stop_signals() as run.stop:

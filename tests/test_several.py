@@ -133,6 +133,18 @@ def test_a_run_is_that_of_one_process(flags, tmp_path):
     assert "2 processes" in log and all(log.count(f"epoch   {epoch} step") == 1 for epoch in range(5))
 
 
+def train_apart(flags: list, out: Path) -> None:
+    training(flags, out / str(utils.share()[0]))
+
+
+def test_processes_that_see_other_folders_are_refused(flags, tmp_path, capfd):
+    """Like machines without a shared folder: only process 0 finds the checkpoint."""
+    training(flags, tmp_path / "0", "--epochs", 0)
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="exit code 2"):
+        in_processes(2, train_apart, flags, tmp_path)
+    assert "must be one folder for all machines" in capfd.readouterr().err
+
+
 def write_and_end(file: Path) -> None:
     if not torch.distributed.get_rank():
         time.sleep(0.5)
