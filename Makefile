@@ -1,21 +1,37 @@
-# make test   the checks and tests
-# make demo   the whole pipeline on synthetic data: preprocess, train without and with the Hetero-Center loss, test
+# make test          the checks and tests
+# make test-slow     the tests that take minutes, too: many kills
+# make test-oldest   the tests with the lowest versions that requirements.txt allows
+# make demo          the whole pipeline on synthetic data: preprocess, train, test, report
 PYTHON ?= python3
 PY := .venv/bin/python
+PYTEST = -m pytest -n 2 --dist worksteal
 
-.PHONY: test demo
+.PHONY: test test-slow test-oldest demo
 .DELETE_ON_ERROR:
 
 test: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
+
+test-slow: .venv/ready
+	$(PY) $(PYTEST) -m "slow or not slow"
+
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/python $(PYTEST)
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@echo "installing PyTorch and the rest of requirements.txt into .venv: about 6 GB, some minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# ">=" in requirements.txt becomes "==": 'torch>=2.9,<3' is torch==2.9.
+.venv-oldest/ready: requirements.txt
+	$(PYTHON) -m venv .venv-oldest
+	sed -E 's/>=([0-9.]+).*/==\1/' requirements.txt > .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
 	@touch $@
 
 # ---- the demo; what is there already is not made again --------------------------------------------------------------
@@ -25,7 +41,7 @@ NETWORK := --arch resnet18 --img_h 96 --img_w 16 --pretrained none
 FOLDERS := --data_path $(DATA) --model_path demo/models --log_path demo/logs
 RUN = sysu_id_resnet18_lr0.03_whc$(1)_imgh96_imgw16_batchsize24_perimg2_pretrainednone_last
 RESULT = demo/logs/test_$(1)_both-both.json
-UNTRAINED := $(call RESULT,untrained_none)
+UNTRAINED := $(call RESULT,untrained_resnet18_none_imgh96_imgw16)
 CE := $(call RESULT,$(call RUN,0))
 CE_HC := $(call RESULT,$(call RUN,0.1))
 FEATURES = demo/features_$(1).npz

@@ -1,4 +1,4 @@
-"""Lists -> tensors: reading images, the identity sampler, the transforms, and the batches of an epoch."""
+"""Lists -> tensors: reading images, the identity sampler, transforms, the batches of an epoch."""
 
 import functools
 import logging
@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,90 +18,149 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import data_manager
+from data_manager import Dataset, Split
+from utils import InputError, resource_advice
 
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # some others would make Pillow start other programs
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # for some others Pillow would start other programs
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+READ_AT_A_TIME = 64  # image files
+GATHERED_AHEAD = 2  # training batches
 
 log = logging.getLogger(__name__)
 
 
-# ---- image files ----------------------------------------------------------------------------------------------------
+# ---- image files --------------------------------------------------------------------------------
 
 
 def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
-    """One image file as uint8 (height, width, 3), resized with Pillow's Lanczos filter (FIDELITY 3).
+    """One image file as (height, width, 3) uint8, resized by Pillow's Lanczos filter (FIDELITY 3).
 
-    OSError: it is missing, damaged, or of more pixels than Pillow takes for harmless.
+    Args:
+        path: a JPEG, PNG or BMP file.
+        size: (height, width).
+
+    Raises:
+        InputError: it is missing, damaged, or larger than Pillow takes for harmless.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} not found, though it is listed: is --data_path right, and the list?")
+        raise InputError(f"{path} not found, though it is listed: is --data-path right?")
+    height, width = size
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(path, formats=IMAGE_FORMATS) as image,
+            Image.open(path, formats=IMAGE_FORMATS) as file,
         ):
-            return np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS))
-    except Exception as error:  # Pillow raises whatever the damage leads to
-        raise OSError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
+            image = file.convert("RGB")
+    except Exception as error:  # corrupt files make Pillow raise many types
+        if resource_advice(error):
+            raise
+        raise InputError(
+            f"{path} cannot be read as an image ({error}): mend or remove it"
+        ) from None
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | OSError:
-    """Some image files as uint8 (n, height, width, 3), or the error: if raised here, its line would be a traceback."""
+def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | InputError:
+    """Some image files as (N, height, width, 3) uint8, or the error.
+
+    An error that is raised in a reader process would arrive with a traceback as its text.
+    """
     try:
-        return torch.from_numpy(np.stack([read_image(path, size) for path in paths]))
-    except OSError as error:
+        images = [read_image(path, size) for path in paths]
+    except InputError as error:
         return error
+    return torch.from_numpy(np.stack(images))
 
 
 def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
-    """The images of each batch of paths, uint8 (n, height, width, 3), read ahead. OSError: one cannot be read."""
-    # A generator of its own: the loader would otherwise draw a number from torch's, which changes dropout.
-    own = {"generator": torch.Generator(), "worker_init_fn": _ignore_interrupts}
-    read = functools.partial(read_batch, size=size)
-    for images in DataLoader(batches, batch_size=None, collate_fn=read, num_workers=workers, **own):
-        if isinstance(images, OSError):
+    """The images of each batch of paths, (N, height, width, 3) uint8, read ahead.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        collate_fn=functools.partial(read_batch, size=size),
+        num_workers=workers,
+        # A generator of its own: otherwise the loader draws from torch's, which moves dropout.
+        generator=torch.Generator(),
+        worker_init_fn=ignore_ctrl_c,
+    )
+    for images in loader:
+        if isinstance(images, InputError):
             raise images
         yield images
 
 
-def _ignore_interrupts(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script
+def ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C is for the script, which ends its readers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def batches_of(paths: list[str], size: int = READ_AT_A_TIME) -> list[list[str]]:
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
 
 
 class ImageBatches:
-    """Test images as batches (modality, rows, images), first all thermal ones, then all visible ones.
+    """The images of a `Split` for `model.extract_features`: thermal batches, then visible ones.
 
-    ``rows`` are places in the lists of ``split``, ``images`` (n, 3, height, width), normalised, on ``device``. With a
-    ``share`` (rank, processes) they are those of one process.
+    Args:
+        split: the images.
+        size: (height, width).
+        batch_size: images in a batch.
+        workers: processes that read images.
+        device: where the batches are put.
+        rank, world_size: each rank gets every ``world_size``-th image of a modality.
+
+    Iterating yields (modality, indices into ``split``, images): "thermal" or "visible", (B,),
+    and (B, 3, height, width), normalised, on ``device``.
     """
 
-    def __init__(self, split: data_manager.Split, size: tuple, batch_size: int, workers: int, device, share=(0, 1)):
-        self.split, self.size, self.workers, self.device = split, size, workers, device
-        self.batches = []
-        for modality, side in (("thermal", split.thermal), ("visible", ~split.thermal)):
-            rows = np.flatnonzero(side)[share[0] :: share[1]]
-            self.batches += [(modality, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    def __init__(
+        self,
+        split: Split,
+        size: tuple[int, int],
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.split = split
+        self.size = size
+        self.workers = workers
+        self.device = device
+        self.batches = []  # (modality, indices)
+        for modality, mask in (("thermal", split.thermal), ("visible", ~split.thermal)):
+            indices = np.flatnonzero(mask)[rank::world_size]
+            for start in range(0, len(indices), batch_size):
+                self.batches.append((modality, indices[start : start + batch_size]))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, Tensor]]:
-        paths = [[self.split.paths[i] for i in rows] for _, rows in self.batches]
+        paths = []
+        for _, indices in self.batches:
+            paths.append([self.split.paths[i] for i in indices])
         images = read_images(paths, self.size, self.workers)
-        for (modality, rows), batch in zip(self.batches, images, strict=True):
-            yield modality, rows, to_input(batch.to(self.device), self.size)
+        for (modality, indices), batch in zip(self.batches, images, strict=True):
+            yield modality, indices, to_input(batch.to(self.device), self.size)
 
 
-# ---- training images ------------------------------------------------------------------------------------------------
+# ---- training images ----------------------------------------------------------------------------
 
 
-class TrainingSet(NamedTuple):
-    """uint8 images (N, height, width, 3) and class labels (N,), 0..n_class-1, of both modalities."""
+@dataclass(frozen=True)
+class TrainingSet:
+    """Training images of both modalities, and a class label 0..n_class-1 for each."""
 
-    visible: np.ndarray
-    thermal: np.ndarray
-    visible_labels: np.ndarray
-    thermal_labels: np.ndarray
+    visible: np.ndarray  # (N, height, width, 3) uint8
+    thermal: np.ndarray  # (M, height, width, 3) uint8
+    visible_labels: np.ndarray  # (N,)
+    thermal_labels: np.ndarray  # (M,)
 
     @property
     def n_class(self) -> int:
@@ -109,177 +168,332 @@ class TrainingSet(NamedTuple):
 
 
 def load_training_set(
-    dataset: data_manager.Dataset, root: str, trial: int | None, size: tuple, workers: int
+    dataset: Dataset, root: str, trial: int | None, size: tuple[int, int], workers: int
 ) -> TrainingSet:
-    """The arrays of pre_process_sysu.py, or the dataset's training images, read at ``size`` (height, width).
+    """The arrays of pre_process_sysu.py, or the dataset's training images, read at ``size``.
 
-    OSError: something is missing, damaged, or does not fit the rest.
+    Raises:
+        InputError: something is missing, damaged, or does not fit the rest.
     """
     if dataset.preprocessed:
         return load_arrays(root)
-    splits = data_manager.paired(*dataset.train(root, trial), root)  # the same persons, so that labels mean the same
-    data_manager.check_counts(data_manager.joined(*splits), dataset, "train")
-    images = [np.concatenate([*read_images(batches_of(split.paths), size, workers)]) for split in splits]
-    return TrainingSet(*images, *(data_manager.relabel(split.pids) for split in splits))
+    visible, thermal = dataset.train(root, trial)
+    # Both must have the same persons: then a label is the same person in both.
+    visible, thermal = data_manager.keep_common_persons(visible, thermal, root)
+    data_manager.check_counts(data_manager.concatenate(visible, thermal), dataset, "train")
+    return TrainingSet(
+        read_all_images(visible.paths, size, workers),
+        read_all_images(thermal.paths, size, workers),
+        data_manager.relabel(visible.pids),
+        data_manager.relabel(thermal.pids),
+    )
 
 
-def batches_of(paths: list[str], n: int = 64) -> list[list[str]]:
-    return [paths[start : start + n] for start in range(0, len(paths), n)]
+def read_all_images(paths: list[str], size: tuple[int, int], workers: int) -> np.ndarray:
+    """(N, height, width, 3) uint8."""
+    return np.concatenate(list(read_images(batches_of(paths), size, workers)))
 
 
 def array_files(root: str, modality: str) -> tuple[str, str]:
-    """Paths of the preprocessed training images and their labels; ``modality`` is "rgb" or "ir"."""
-    return tuple(os.path.join(root, f"train_{modality}_resized_{what}.npy") for what in ("img", "label"))
+    """Paths of the preprocessed images and their labels; ``modality`` is "rgb" or "ir"."""
+    images = os.path.join(root, f"train_{modality}_resized_img.npy")
+    labels = os.path.join(root, f"train_{modality}_resized_label.npy")
+    return images, labels
 
 
 def load_arrays(root: str) -> TrainingSet:
-    """The arrays of pre_process_sysu.py, the images memory-mapped. OSError: they are missing or damaged."""
-    try:
-        files = [array_files(root, modality) for modality in ("rgb", "ir")]
-        images, labels = zip(*([np.load(path, mmap_mode="r") for path in pair] for pair in files), strict=True)
-        labels = [own.astype(np.int64, casting="safe") for own in labels]
-        for x, own in zip(images, labels, strict=True):
-            if x.dtype != np.uint8 or x.shape != (*own.shape, *images[0].shape[1:3], 3) or not x.size:
-                raise ValueError(f"images {x.shape} {x.dtype} and labels {own.shape} do not fit each other")
-        persons = np.unique(np.concatenate(labels))
+    """The arrays of pre_process_sysu.py, the images memory-mapped.
+
+    Raises:
+        InputError: they are missing or damaged, or do not fit each other.
+    """
+    visible_file, visible_label_file = array_files(root, "rgb")
+    thermal_file, thermal_label_file = array_files(root, "ir")
+    visible = map_array(visible_file, root)
+    thermal = map_array(thermal_file, root)
+    visible_labels = map_array(visible_label_file, root)
+    thermal_labels = map_array(thermal_label_file, root)
+
+    problem = None
+    size = visible.shape[1:3]
+    for images, labels in ((visible, visible_labels), (thermal, thermal_labels)):
+        if images.dtype != np.uint8 or images.shape != (*labels.shape, *size, 3):
+            problem = f"images {images.shape} {images.dtype} do not fit labels {labels.shape}"
+        elif not images.size:
+            problem = "there are no images"
+        elif labels.dtype.kind not in "iu":
+            problem = f"labels of type {labels.dtype} are no whole numbers"
+    if problem is None:
+        persons = np.unique(np.concatenate([visible_labels, thermal_labels]))
         if not np.array_equal(persons, np.arange(len(persons))):
-            raise ValueError("the labels are not 0..n-1")
-        return TrainingSet(*images, *labels)
-    except Exception as error:  # numpy raises whatever the damage leads to
-        raise OSError(f"{root}: {error}: run 'python pre_process_sysu.py --data_path {root}'") from error
+            problem = "the labels are not 0..n-1"
+    if problem is not None:
+        raise InputError(f"{root}: {problem}: {preprocess_command(root)}")
+    return TrainingSet(
+        visible, thermal, visible_labels.astype(np.int64), thermal_labels.astype(np.int64)
+    )
+
+
+def map_array(path: str, root: str) -> np.ndarray:
+    """The array of an .npy file, memory-mapped."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")  # np.load would take archives, too
+    except Exception as error:  # corrupt files make numpy raise many types
+        if resource_advice(error):
+            raise
+        raise InputError(f"{path}: {error}: {preprocess_command(root)}") from error
+
+
+def preprocess_command(root: str) -> str:
+    return f"run 'python pre_process_sysu.py --data-path {root}'"
+
+
+# ---- batches ------------------------------------------------------------------------------------
 
 
 class IdentitySampler:
-    """Which images go into which batch: persons at random, then images of each person in both modalities.
+    """Which images go into which batch: persons at random, then images of each in both modalities.
 
-    Row k of the visible half of a batch and row k of its thermal half show the same person, and a person's rows are
-    contiguous. A person with fewer than ``per_img`` images in a modality is drawn with repetition (FIDELITY 5).
+    Row k of the visible half of a batch and row k of its thermal half show the same person, and a
+    person's rows are contiguous. A person with fewer than ``per_img`` images in a modality is drawn
+    with replacement (FIDELITY 5).
 
     Args:
         visible_labels, thermal_labels: (N,) and (M,) class labels of all training images.
-        batch_size, per_img: images of each modality in a batch, and of each person among them.
-        seed: with the epoch's number it decides the whole plan.
+        batch_size: images of each modality in a batch.
+        per_img: images of each person and modality in a batch.
+        seed: with the number of an epoch, it decides the epoch's batches.
 
-    ValueError: ``per_img`` does not divide ``batch_size``, or too few persons have images in both modalities.
+    Raises:
+        InputError: ``per_img`` does not divide ``batch_size``, or too few persons have images in
+            both modalities.
     """
 
     def __init__(
-        self, visible_labels: np.ndarray, thermal_labels: np.ndarray, batch_size: int, per_img: int, seed: int = 0
+        self,
+        visible_labels: np.ndarray,
+        thermal_labels: np.ndarray,
+        batch_size: int,
+        per_img: int,
+        seed: int = 0,
     ):
-        if min(batch_size, per_img) < 1 or batch_size % per_img:
-            raise ValueError(f"--batch-size {batch_size} is not a multiple of --per_img {per_img}")
-        self.batch_size, self.per_img, self.seed = batch_size, per_img, seed
-        self.persons, needed = np.intersect1d(visible_labels, thermal_labels), batch_size // per_img
-        if len(self.persons) < needed:
-            raise ValueError(f"a batch needs {needed} persons (--batch-size {batch_size} / --per_img {per_img}), but "
-                             f"only {len(self.persons)} have images in both modalities")  # fmt: skip
-        both = visible_labels, thermal_labels
-        self.steps = max(map(len, both)) // batch_size + 1  # as published
-        self.images_of = [{person: np.flatnonzero(labels == person) for person in self.persons} for labels in both]
-        short = sum(min(len(images[person]) for images in self.images_of) < per_img for person in self.persons)
-        if short:
-            log.warning("%d persons have fewer than %d images in a modality; theirs are repeated", short, per_img)
+        if batch_size < 1 or per_img < 1 or batch_size % per_img:
+            raise InputError(f"--batch-size {batch_size} is not a multiple of --per-img {per_img}")
+        self.batch_size = batch_size
+        self.per_img = per_img
+        self.seed = seed
+        self.persons = np.intersect1d(visible_labels, thermal_labels)
+        self.persons_per_batch = batch_size // per_img
+        if len(self.persons) < self.persons_per_batch:
+            raise InputError(
+                f"a batch needs {self.persons_per_batch} persons (--batch-size {batch_size} / "
+                f"--per-img {per_img}), but only {len(self.persons)} have images in both modalities"
+            )
+        n_images = max(len(visible_labels), len(thermal_labels))
+        self.steps = n_images // batch_size + 1  # as in the original code
+        self.visible_images = {}  # person -> indices of their images
+        self.thermal_images = {}
+        n_short = 0
+        for person in self.persons:
+            self.visible_images[person] = np.flatnonzero(visible_labels == person)
+            self.thermal_images[person] = np.flatnonzero(thermal_labels == person)
+            fewest = min(len(self.visible_images[person]), len(self.thermal_images[person]))
+            if fewest < per_img:
+                n_short += 1
+        if n_short:
+            log.warning(
+                "%d persons have fewer than %d images in a modality; theirs are repeated",
+                n_short,
+                per_img,
+            )
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices into visible and thermal images, (steps, batch_size) each; labels, sizes, seed and epoch decide."""
+        """(steps, batch_size) indices into the visible images, and into the thermal ones."""
         return self.draw(np.random.RandomState([self.seed, epoch]))
 
     def draw(self, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """An epoch's indices, drawn from ``rng`` in the published order (FIDELITY 4)."""
-        plan = np.empty((2, self.steps, self.batch_size), dtype=np.int64)
+        """An epoch's indices, drawn in the order of the original code (FIDELITY 4)."""
+        visible = np.empty((self.steps, self.batch_size), dtype=np.int64)
+        thermal = np.empty((self.steps, self.batch_size), dtype=np.int64)
         for step in range(self.steps):
-            persons = rng.choice(self.persons, self.batch_size // self.per_img, replace=False)
-            for place, person in enumerate(persons):
-                rows = slice(place * self.per_img, (place + 1) * self.per_img)
-                for modality, images_of in enumerate(self.images_of):
-                    images = images_of[person]
-                    plan[modality, step, rows] = rng.choice(images, self.per_img, replace=len(images) < self.per_img)
-        return plan[0], plan[1]
+            persons = rng.choice(self.persons, self.persons_per_batch, replace=False)
+            for i, person in enumerate(persons):
+                rows = slice(i * self.per_img, (i + 1) * self.per_img)
+                visible[step, rows] = self.draw_images(rng, self.visible_images[person])
+                thermal[step, rows] = self.draw_images(rng, self.thermal_images[person])
+        return visible, thermal
+
+    def draw_images(self, rng: np.random.RandomState, images: np.ndarray) -> np.ndarray:
+        """``per_img`` of the images of a person, repeated where there are fewer."""
+        return rng.choice(images, self.per_img, replace=len(images) < self.per_img)
 
 
 class TrainBatches:
-    """The training batches of any epoch, which the seed and the epoch's number decide.
+    """The training batches of any epoch: a pure function of the seed and the epoch's number.
 
     Args:
-        size: (height, width) that images are scaled to, where they have another size.
-        cache: "device" puts all images there, once; "host" gathers each batch from ``data``, ahead of its use; "auto"
-            takes the device if that is a GPU and the images fill at most a quarter of its free memory.
-        share: (rank, processes): this process takes its part of a batch's persons, both modalities (FIDELITY 10).
+        train_set: the images.
+        sampler: which images go into which batch.
+        size: (height, width) that images are scaled to where they have another size.
+        device: where the batches are put.
+        cache: "device" puts all images there, once; "host" gathers each batch ahead of its use;
+            "auto" takes the device if that is a GPU and the images fill at most a quarter of its
+            free memory.
+        rank, world_size: each rank takes its own persons of a batch (FIDELITY 10).
 
-    ValueError: the processes cannot have equally many persons.
+    Raises:
+        InputError: the ranks cannot have equally many persons.
     """
 
-    def __init__(self, data: TrainingSet, sampler: IdentitySampler, size: tuple, device, cache="auto", share=(0, 1)):
-        persons, (rank, processes) = sampler.batch_size // sampler.per_img, share
-        if persons % processes:
-            numbers = [str(n) for n in range(1, persons + 1) if persons % n == 0]
-            raise ValueError(f"{processes} processes cannot share the {persons} persons of a batch (--batch-size / "
-                             f"--per_img) equally: start {' or '.join(numbers)}")  # fmt: skip
-        self.own = slice(rank * sampler.batch_size // processes, (rank + 1) * sampler.batch_size // processes)
-        self.sampler, self.size, self.device = sampler, size, device
-        self.images, self.labels = (data.visible, data.thermal), (data.visible_labels, data.thermal_labels)
-        if data.visible.shape[1:3] != size:
-            log.warning("images of %d x %d pixels are scaled to %d x %d", *data.visible.shape[1:3], *size)
-        needed = sum(images.nbytes for images in self.images)
-        fits = device.type == "cuda" and 4 * needed <= torch.cuda.mem_get_info(device)[0]
-        self.cache = ("device" if fits else "host") if cache == "auto" else cache
-        if self.cache == "device":
-            log.info("all images are put on the device: %.1f GB", needed / 1e9)
-            self.images = [torch.tensor(images, device=device) for images in self.images]
+    def __init__(
+        self,
+        train_set: TrainingSet,
+        sampler: IdentitySampler,
+        size: tuple[int, int],
+        device: torch.device,
+        cache: str = "auto",
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        persons = sampler.persons_per_batch
+        if persons % world_size:
+            divisors = [str(n) for n in range(1, persons + 1) if persons % n == 0]
+            raise InputError(
+                f"{world_size} processes cannot share the {persons} persons of a batch "
+                f"(--batch-size / --per-img) equally: torchrun --nproc_per_node="
+                f"{' or '.join(divisors)}"
+            )
+        rows_per_rank = sampler.batch_size // world_size
+        self.rows = slice(rank * rows_per_rank, (rank + 1) * rows_per_rank)
+        self.train_set = train_set
+        self.sampler = sampler
+        self.size = size
+        self.device = device
+        image_size = train_set.visible.shape[1:3]
+        if image_size != size:
+            log.warning("images of %d x %d pixels are scaled to %d x %d", *image_size, *size)
+        n_bytes = train_set.visible.nbytes + train_set.thermal.nbytes
+        if cache == "auto":
+            cache = choose_cache(n_bytes, device)
+        self.is_on_device = cache == "device"
+        if self.is_on_device:
+            log.info("all images are put on the device: %.1f GB", n_bytes / 1e9)
+            self.visible_on_device = torch.tensor(train_set.visible, device=device)
+            self.thermal_on_device = torch.tensor(train_set.thermal, device=device)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield (visible, thermal, visible_labels, thermal_labels): (n, 3, height, width) and (n,).
+    def __len__(self) -> int:
+        """The steps of an epoch."""
+        return self.sampler.steps
 
-        The first ``start`` batches are left out; n is batch_size / processes.
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield (visible, thermal, visible_labels, thermal_labels) for each step.
+
+        Images are (B, 3, height, width), normalised, labels (B,); B is batch_size / world_size.
         """
-        plan = np.stack(self.sampler.epoch(epoch))  # (2, steps, batch_size)
-        flips = np.random.default_rng([self.sampler.seed, epoch]).random(plan.shape) < 0.5
-        plan, flips = plan[:, start:, self.own], torch.from_numpy(flips[:, start:, self.own]).to(self.device)
-        labels = [torch.from_numpy(every[rows]).to(self.device) for every, rows in zip(self.labels, plan, strict=True)]
-        for step, images in enumerate(self.gather(plan)):
-            visible, thermal = (to_input(x, self.size, flip[step]) for x, flip in zip(images, flips, strict=True))
-            yield visible, thermal, labels[0][step], labels[1][step]
+        visible_plan, thermal_plan = self.sampler.epoch(epoch)  # (steps, batch_size)
+        rng = np.random.default_rng([self.sampler.seed, epoch])
+        flips = rng.random((2, *visible_plan.shape)) < 0.5
+        visible_flips = torch.from_numpy(flips[0, :, self.rows]).to(self.device)
+        thermal_flips = torch.from_numpy(flips[1, :, self.rows]).to(self.device)
+        visible_plan = visible_plan[:, self.rows]
+        thermal_plan = thermal_plan[:, self.rows]
+        # One copy to the device for the whole epoch: each would make the program wait.
+        visible_labels = torch.from_numpy(self.train_set.visible_labels[visible_plan])
+        visible_labels = visible_labels.to(self.device)
+        thermal_labels = torch.from_numpy(self.train_set.thermal_labels[thermal_plan])
+        thermal_labels = thermal_labels.to(self.device)
+        for step, (visible, thermal) in enumerate(self.gather(visible_plan, thermal_plan)):
+            yield (
+                to_input(visible, self.size, visible_flips[step]),
+                to_input(thermal, self.size, thermal_flips[step]),
+                visible_labels[step],
+                thermal_labels[step],
+            )
 
-    def gather(self, plan: np.ndarray) -> Iterator[list[Tensor]]:
-        """The images of each step, uint8 (n, h, w, 3) of both modalities, on the device.
+    def gather(
+        self, visible_plan: np.ndarray, thermal_plan: np.ndarray
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The visible and the thermal images of each step, (B, h, w, 3) uint8, on the device.
 
-        ``plan``: their places, (2, steps, n), of visible and of thermal images.
+        ``visible_plan``, ``thermal_plan``: (steps, B) indices.
         """
-        if self.cache == "device":
-            for rows in torch.from_numpy(plan).to(self.device).unbind(1):
-                yield [images.index_select(0, i) for images, i in zip(self.images, rows, strict=True)]
+        if self.is_on_device:
+            visible_plan = torch.from_numpy(visible_plan).to(self.device)
+            thermal_plan = torch.from_numpy(thermal_plan).to(self.device)
+            for visible, thermal in zip(visible_plan, thermal_plan, strict=True):
+                yield (
+                    self.visible_on_device.index_select(0, visible),
+                    self.thermal_on_device.index_select(0, thermal),
+                )
             return
-        ahead = deque()
-        with ThreadPoolExecutor(1) as pool:  # on the host, while the device computes
-            for rows in plan.swapaxes(0, 1):
-                ahead.append(pool.submit(self._gather, rows))
-                if len(ahead) > 2:
-                    yield [x.to(self.device, non_blocking=True) for x in ahead.popleft().result()]
-            while ahead:
-                yield [x.to(self.device, non_blocking=True) for x in ahead.popleft().result()]
+        # A thread gathers batches on the host while the device computes.
+        waiting = deque()
+        with ThreadPoolExecutor(1) as pool:
+            for visible, thermal in zip(visible_plan, thermal_plan, strict=True):
+                waiting.append(pool.submit(self.gather_on_host, visible, thermal))
+                if len(waiting) > GATHERED_AHEAD:
+                    yield self.copy_to_device(waiting.popleft().result())
+            while waiting:
+                yield self.copy_to_device(waiting.popleft().result())
 
-    def _gather(self, rows: np.ndarray) -> list[Tensor]:
-        batch = [torch.from_numpy(images[i]) for images, i in zip(self.images, rows, strict=True)]
-        return [x.pin_memory() for x in batch] if self.device.type == "cuda" else batch
+    def gather_on_host(self, visible: np.ndarray, thermal: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The images at (B,) indices, in memory from which a GPU copies without a wait."""
+        visible_images = torch.from_numpy(self.train_set.visible[visible])
+        thermal_images = torch.from_numpy(self.train_set.thermal[thermal])
+        if self.device.type == "cuda":
+            return visible_images.pin_memory(), thermal_images.pin_memory()
+        return visible_images, thermal_images
+
+    def copy_to_device(self, images: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        visible, thermal = images
+        visible = visible.to(self.device, non_blocking=True)
+        thermal = thermal.to(self.device, non_blocking=True)
+        return visible, thermal
+
+
+def choose_cache(n_bytes: int, device: torch.device) -> str:
+    """ "device" if that is a GPU of which the images fill at most a quarter, else "host"."""
+    if device.type != "cuda":
+        return "host"
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return "device" if 4 * n_bytes <= free_bytes else "host"
 
 
 def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) -> Tensor:
-    """uint8 (N, h, w, 3) -> normalised float (N, 3, height, width), scaled to ``size`` where it differs.
+    """Images as the network takes them: scaled, mirrored, normalised.
 
-    ``flip``: (N,) bool, which images to mirror. The values are those of torchvision's ToTensor and Normalize.
+    The values are those of torchvision's ToTensor and Normalize.
+
+    Args:
+        images: (N, h, w, 3) uint8.
+        size: (height, width) to scale to where it differs.
+        flip: (N,) bool, which images to mirror.
+
+    Returns:
+        (N, 3, height, width) float32, in channels_last memory format.
     """
     if images.shape[1:3] != size:
-        x = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True).round()
-        images = x.permute(0, 2, 3, 1).contiguous()
+        channels_first = images.permute(0, 3, 1, 2).float()
+        scaled = F.interpolate(channels_first, size, mode="bilinear", antialias=True).round()
+        images = scaled.permute(0, 2, 3, 1).contiguous()
     if flip is not None:
-        both = torch.cat([images, images.flip(2)])  # the images, then their mirror images; faster than torch.where
-        images = both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flip)
-    mean, std = _mean_and_std(size[1], images.device)
-    x = images.flatten(2).float().div_(255).sub_(mean).div_(std)  # (N, height, width * 3): plain rows are fastest
-    return x.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)  # storage stays NHWC: channels_last without a copy
+        # Choosing rows from the images and their mirror images is faster than torch.where.
+        n_images = len(images)
+        both = torch.cat([images, images.flip(2)])
+        rows = torch.arange(n_images, device=images.device) + n_images * flip
+        images = both.index_select(0, rows)
+    # Whole rows of pixels, (N, height, width * 3), are faster to normalise than single channels.
+    mean, std = mean_and_std_rows(size[1], images.device)
+    rows = images.flatten(2).float().div_(255).sub_(mean).div_(std)
+    return rows.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def _mean_and_std(width: int, device: torch.device) -> Tensor:
-    """Two rows of pixels (2, width * 3), made once: a copy to a GPU makes the program wait for it."""
-    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).repeat(1, width)
+def mean_and_std_rows(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a row of pixels, (width * 3,) each.
+
+    They are made once: a copy to a GPU makes the program wait for it.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=device).repeat(width)
+    std = torch.tensor(IMAGENET_STD, device=device).repeat(width)
+    return mean, std

@@ -1,17 +1,18 @@
-"""Disk -> lists: which image, person and camera is train, query or gallery. No pixels, no torch.
+"""Disk -> lists: which image, person and camera is train, query or gallery. No pixels.
 
 SYSU-MM01 (491 persons)
-    cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     cameras 1, 2, 4, 5 visible, 3 and 6 infrared
-    exp/train_id.txt, val_id.txt, test_id.txt                 person ids, comma separated, on the first line
+    cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     1, 2, 4, 5 visible, 3 and 6 infrared
+    exp/train_id.txt, val_id.txt, test_id.txt                 person ids, comma separated, on line 1
 RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)
-    idx/{train,test}_{visible,thermal}_<trial>.txt            one image a line: <relative path> <label>
+    idx/{train,test}_{visible,thermal}_<trial>.txt            an image a line: <path> <label>
 LLCM (1,064 persons)
-    idx/train_vis.txt, train_nir.txt                          one image a line: <relative path> <label>, of vis/, nir/
-    idx/test_id.txt                                           person ids, comma separated, on the first line
-    test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible; test_nir/ likewise infrared, without cam3
+    idx/train_vis.txt, train_nir.txt                          an image a line: <path> <label>
+    idx/test_id.txt                                           person ids, comma separated, on line 1
+    test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
+    test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
 
-All else that the code knows of a dataset is its entry in `DATASETS`, at the end. What is missing or malformed on disk
-raises OSError, test images that give no query or gallery ValueError.
+All else that the code knows of a dataset is its entry in `DATASETS`, at the end. What is missing
+or malformed on disk raises `InputError`.
 """
 
 import itertools
@@ -20,30 +21,41 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
+from utils import InputError
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-Side = tuple[np.ndarray, int]  # mask of test images; images drawn of each person and camera, 0: all
 
 log = logging.getLogger(__name__)
 
 
-class Split(NamedTuple):
-    """Images, as parallel columns: path, person (int64), camera number (int64), and whether it is infrared."""
+# ---- types --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """N images, as parallel columns."""
 
     paths: list[str]
-    pids: np.ndarray
-    camids: np.ndarray
-    thermal: np.ndarray
+    pids: np.ndarray  # (N,) int64, person ids
+    camids: np.ndarray  # (N,) int64, camera numbers
+    thermal: np.ndarray  # (N,) bool, which images are infrared
 
-    def take(self, rows: np.ndarray) -> "Split":
-        return Split([self.paths[i] for i in rows], *(column[rows] for column in self[1:]))
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The images at these indices, in their order."""
+        paths = [self.paths[i] for i in indices]
+        return Split(paths, self.pids[indices], self.camids[indices], self.thermal[indices])
 
 
-class Search(NamedTuple):
-    """What is ranked in one trial of a protocol: the queries' and the gallery's places in a `Split` of test images."""
+@dataclass(frozen=True)
+class EvalTrial:
+    """One trial of a protocol: the indices of its queries and its gallery in a `Split`."""
 
     protocol: str
     trial: int
@@ -51,240 +63,436 @@ class Search(NamedTuple):
     gallery: np.ndarray
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True)
+class Selection:
+    """Which test images are queries, or are the gallery."""
+
+    mask: np.ndarray  # (N,) bool, the images to choose from
+    per_camera: int | None = None  # images to draw of each person and camera; None: all
+
+
+# Draws a gallery: (images by person and camera, images of each to draw, trial) -> their indices.
+DrawGallery = Callable[[dict[tuple[int, int], list[int]], int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Dataset:
     """All that the code knows of a dataset."""
 
     title: str
-    defaults: dict[str, float | str]  # of flags, all four: data_path, lr, epochs, w_hc
-    counts: dict[str, tuple[int, ...]]  # persons and, if known, visible and infrared images of "train" and "test"
-    train: Callable[[str, int | None], tuple[Split, Split]]  # (root, trial) -> visible and infrared training images
+    defaults: dict[str, float | str]  # of the flags data_path, lr, epochs and w_hc
+    counts: dict[str, tuple[int, ...]]  # of "train" and "test": persons, visible, infrared images
+    train: Callable[[str, int | None], tuple[Split, Split]]  # (root, trial) -> visible, infrared
     test: Callable[[str, int | None], Split]  # (root, trial) -> all test images
-    search_flags: dict[str, tuple[str, ...]]  # flag -> its values
-    sides: Callable[..., tuple[Side, Side]]  # (test images, the flags' values) -> queries and gallery
-    hidden: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery): True, not seen
-    protocol: str = "{}"  # its name, with {} for the value of each search flag
+    protocol_flags: dict[str, tuple[str, ...]]  # flag -> its values, the default first
+    select: Callable[..., tuple[Selection, Selection]]  # (images, flags' values) -> query, gallery
+    junk_mask: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (Q, G) bool
+    protocol_name: str = "{}"  # a template for the values of the protocol flags
     trials: range = range(10)
-    thermal_cameras: tuple[int, ...] = ()  # tell the modality, for files of features that do not
-    counts_persons: bool = True  # CMC counts persons, each at their first image, not images
+    thermal_cameras: tuple[int, ...] = ()  # for files of features that do not tell the modality
+    cmc_by_identity: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
-    trial_trains: bool = False  # each trial has training persons, and so a model, of its own
-    official_persons: int = 0  # rows of the .mat files of its official evaluation, if there is one
+    one_model_per_trial: bool = False  # each trial has training persons of its own
+    official_persons: int = 0  # rows of the .mat files of its official evaluation, if it has one
 
-    def values(self, choice: dict[str, str | None]) -> list[str]:
-        """The value of each of ``search_flags``: the chosen one, or the first."""
-        return [choice.get(flag) or known[0] for flag, known in self.search_flags.items()]
+    def protocol_values(self, choice: dict[str, str | None]) -> list[str]:
+        """The value of each protocol flag: the chosen one, or the default."""
+        values = []
+        for flag, choices in self.protocol_flags.items():
+            values.append(choice.get(flag) or choices[0])
+        return values
 
-    def searches(self, images: Split, choice: dict, trials: Iterable[int] = (), draw: Callable | None = None):
-        """What to rank among all test ``images`` in some trials, or all, of the chosen protocols: a list of `Search`.
+    def eval_trials(
+        self,
+        images: Split,
+        choice: dict[str, str | None],
+        trials: Iterable[int] | None = None,
+        draw: DrawGallery | None = None,
+    ) -> list[EvalTrial]:
+        """The trials of the chosen protocols, protocol by protocol.
 
-        ``choice`` has values of ``search_flags``; "both" takes all. ``draw`` is `seeded`, or another way to draw.
-        ValueError: no such protocol, or nothing to search with or in.
+        Args:
+            images: all test images.
+            choice: a value for protocol flags; "both" takes every value of a flag.
+            trials: their numbers; None: all.
+            draw: how galleries are drawn; None: `draw_seeded`.
+
+        Raises:
+            InputError: there is no such protocol, or there are no queries or no gallery.
         """
         check_counts(images, self, "test")
-        trials, chosen, found = trials or self.trials, [], []
-        for value, (flag, known) in zip(self.values(choice), self.search_flags.items(), strict=True):
-            if value not in (*known, "both"):
-                raise ValueError(f"{self.title} has no --{flag} {value}: give one of {', '.join(known)}, both")
-            chosen.append(known if value == "both" else (value,))
-        for own in itertools.product(*chosen):
-            sides = [_draw(images, *side, trials, draw or seeded) for side in self.sides(images, *own)]
-            found += [Search(self.protocol.format(*own), *row) for row in zip(trials, *sides, strict=True)]
-        return found
+        numbers = list(self.trials if trials is None else trials)
+        values_of_flags = []
+        for value, (flag, choices) in zip(
+            self.protocol_values(choice), self.protocol_flags.items(), strict=True
+        ):
+            if value not in (*choices, "both"):
+                words = flag.replace("_", "-")
+                allowed = ", ".join(choices)
+                raise InputError(f"{self.title} has no --{words} {value}: give {allowed} or both")
+            values_of_flags.append(choices if value == "both" else (value,))
+
+        eval_trials = []
+        for values in itertools.product(*values_of_flags):
+            query, gallery = self.select(images, *values)
+            queries = indices_of_trials(images, query, numbers, draw or draw_seeded)
+            galleries = indices_of_trials(images, gallery, numbers, draw or draw_seeded)
+            protocol = self.protocol_name.format(*values)
+            for row in zip(numbers, queries, galleries, strict=True):
+                eval_trials.append(EvalTrial(protocol, *row))
+        return eval_trials
 
 
-# ---- SYSU-MM01 ------------------------------------------------------------------------------------------------------
+# ---- SYSU-MM01 ----------------------------------------------------------------------------------
 
-VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
+SYSU_VISIBLE_CAMERAS = (1, 2, 4, 5)
+SYSU_THERMAL_CAMERAS = (3, 6)
 
 
 def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
-    """The visible and the infrared training images of SYSU-MM01: persons ascending, cameras ascending, names sorted.
+    """The visible and the infrared training images: persons, cameras and names ascending.
 
-    Persons of train_id.txt and val_id.txt (395 of them in the real dataset) who were seen in one modality only are left
-    out, with a warning (FIDELITY 25).
+    They are the persons of train_id.txt and val_id.txt, 395 in the real dataset. Those who were
+    seen in one modality only are left out, with a warning (FIDELITY 25).
     """
-    pids = sorted({*_read_ids(root, "exp/train_id.txt"), *_read_ids(root, "exp/val_id.txt")})
-    visible, thermal = (_in_folders(root, pids, own, INFRARED_CAMERAS) for own in (VISIBLE_CAMERAS, INFRARED_CAMERAS))
-    return paired(visible, thermal, root)
+    ids = read_ids(root, "exp/train_id.txt") + read_ids(root, "exp/val_id.txt")
+    pids = sorted(set(ids))
+    visible = images_in_folders(root, pids, SYSU_VISIBLE_CAMERAS, SYSU_THERMAL_CAMERAS)
+    thermal = images_in_folders(root, pids, SYSU_THERMAL_CAMERAS, SYSU_THERMAL_CAMERAS)
+    return keep_common_persons(visible, thermal, root)
 
 
 def sysu_test(root: str, trial: int | None = None) -> Split:
-    """All images of the test persons, of all cameras: persons ascending, cameras ascending, names sorted."""
-    return _in_folders(root, sorted({*_read_ids(root, "exp/test_id.txt")}), range(1, 7), INFRARED_CAMERAS)
+    """All images of the test persons in all cameras: persons, cameras and names ascending."""
+    pids = sorted(set(read_ids(root, "exp/test_id.txt")))
+    return images_in_folders(root, pids, range(1, 7), SYSU_THERMAL_CAMERAS)
 
 
-def sysu_sides(images: Split, mode: str, shots: str) -> tuple[Side, Side]:
-    """All infrared images query one ("single") or up to ten ("multi") images per person and camera of the search."""
-    cameras = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}[mode]
-    return (images.thermal, 0), (np.isin(images.camids, cameras), {"single": 1, "multi": 10}[shots])
+def sysu_select(images: Split, mode: str, gall_mode: str) -> tuple[Selection, Selection]:
+    """All infrared images query one ("single") or ten ("multi") images per person and camera."""
+    cameras = {"all": SYSU_VISIBLE_CAMERAS, "indoor": (1, 2)}[mode]
+    per_camera = {"single": 1, "multi": 10}[gall_mode]
+    return Selection(images.thermal), Selection(np.isin(images.camids, cameras), per_camera)
+
+
+def sysu_junk_mask(
+    q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray
+) -> np.ndarray:
+    """(Q, G) bool: queries of camera 3 ignore camera 2, which looks at the same room."""
+    return (q_camids == 3)[:, None] & (g_camids == 2)
 
 
 def sysu_query(root: str, mode: str = "all") -> Split:
-    """All infrared images of the test persons: 3,803 in the real dataset, whatever the ``mode``."""
+    """All infrared images of the test persons: 3,803 in the real dataset, in every ``mode``."""
     images = sysu_test(root)
     return images.take(np.flatnonzero(images.thermal))
 
 
 def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0) -> Split:
-    """The gallery of one trial of a search, as `seeded` draws it: 301 images in the real dataset by default."""
+    """The gallery of one trial, as `draw_seeded` draws it: 301 images by default, really."""
     images = sysu_test(root)
-    (search,) = DATASETS["sysu"].searches(images, {"mode": mode, "gall_mode": gall_mode}, [trial])
-    return images.take(search.gallery)
+    choice = {"mode": mode, "gall_mode": gall_mode}
+    (eval_trial,) = DATASETS["sysu"].eval_trials(images, choice, [trial])
+    return images.take(eval_trial.gallery)
 
 
-# ---- RegDB ----------------------------------------------------------------------------------------------------------
+# ---- RegDB --------------------------------------------------------------------------------------
 
 
 def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
     """The images that idx/<subset>_<modality>_<trial>.txt lists: 2,060 in the real dataset.
 
-    ``modality`` is "visible" (given camera number 1) or "thermal" (2), ``subset`` "train" or "test". The person ids are
-    the labels of the file; they name a person within one trial and subset only.
+    The person ids are the labels of the file: they name a person within one trial and subset.
+
+    Args:
+        root: folder of the dataset.
+        trial: 1 to 10.
+        modality: "visible", which gets the camera number 1, or "thermal", which gets 2.
+        subset: "train" or "test".
     """
     thermal = modality == "thermal"
-    return _listed(root, f"{subset}_{modality}_{trial}.txt", 1 + thermal, thermal)
+    camid = 2 if thermal else 1
+    return images_in_list(root, f"idx/{subset}_{modality}_{trial}.txt", camid, thermal)
 
 
-def regdb_sides(images: Split, search: str) -> tuple[Side, Side]:
+def regdb_train(root: str, trial: int) -> tuple[Split, Split]:
+    """The visible and the thermal training images of a trial."""
+    visible = regdb_split(root, trial, "visible", "train")
+    thermal = regdb_split(root, trial, "thermal", "train")
+    return visible, thermal
+
+
+def regdb_test(root: str, trial: int) -> Split:
+    """The test images of a trial, the visible ones first."""
+    visible = regdb_split(root, trial, "visible", "test")
+    thermal = regdb_split(root, trial, "thermal", "test")
+    return concatenate(visible, thermal)
+
+
+def regdb_select(images: Split, search: str) -> tuple[Selection, Selection]:
     """All visible images query all thermal ones ("v2t"), or the other way round ("t2v")."""
-    query = images.thermal == (search == "t2v")
-    return (query, 0), (~query, 0)
+    query_is_thermal = search == "t2v"
+    query = images.thermal == query_is_thermal
+    return Selection(query), Selection(~query)
 
 
-# ---- LLCM -----------------------------------------------------------------------------------------------------------
+def no_junk(
+    q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray
+) -> np.ndarray:
+    """(Q, G) bool: every gallery image counts for every query."""
+    return np.zeros((len(q_pids), len(g_pids)), bool)
+
+
+# ---- LLCM ---------------------------------------------------------------------------------------
 
 LLCM_CAMERAS = range(1, 10)  # a number occurs in both modalities
 
 
-def llcm_test(root: str, trial: int | None = None) -> Split:
-    """All test images, the visible ones first: persons ascending, cameras ascending, names sorted."""
-    pids = sorted({*_read_ids(root, "idx/test_id.txt")})
-    visible = _in_folders(os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, ())
-    return joined(visible, _in_folders(os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, LLCM_CAMERAS))
-
-
-def llcm_sides(images: Split, search: str) -> tuple[Side, Side]:
-    """All images of one modality query one image per person and camera of the other.
-
-    "t2v": infrared queries visible, "v2t": visible queries infrared; "v2t-published" turns "v2t" round as the dataset's
-    own evaluation does: the drawn infrared images query all visible ones (FIDELITY 26).
-    """
-    query = images.thermal == (search == "t2v")
-    sides = (query, 0), (~query, 1)
-    return sides[::-1] if search == "v2t-published" else sides
-
-
-# ---- what the datasets share ----------------------------------------------------------------------------------------
-
-
-def _draw(images: Split, chosen: np.ndarray, shots: int, trials: Iterable[int], draw: Callable) -> list[np.ndarray]:
-    """The places of each trial's images: all the ``chosen`` ones, or up to ``shots`` of each person and camera."""
-    if not chosen.any():
-        seen = f"{(~images.thermal).sum()} visible and {images.thermal.sum()} infrared images"
-        raise ValueError(f"nothing to search: the test persons have {seen}, of cameras {[*map(int, {*images.camids})]}")
-    if not shots:
-        return [np.flatnonzero(chosen) for _ in trials]
-    places = {}
-    for i in sorted(np.flatnonzero(chosen), key=images.paths.__getitem__):
-        places.setdefault((int(images.pids[i]), int(images.camids[i])), []).append(i)
-    short = sum(len(own) < shots for own in places.values())
-    if short:
-        log.warning("%d (person, camera) pairs have fewer than %d gallery images; all are used", short, shots)
-    return [draw(dict(sorted(places.items())), shots, trial) for trial in trials]
-
-
-def seeded(places: dict[tuple[int, int], list[int]], shots: int, trial: int) -> np.ndarray:
-    """Up to ``shots`` images of each person and camera, persons ascending and inside a person cameras (FIDELITY 11).
-
-    ``places``: of each (person, camera) its images, in the order of their paths; keys ascending. The trial is the seed:
-    of Python's generator for one image each, as in the field's baseline, of numpy's for several.
-    """
-    one, some = random.Random(trial).choice, np.random.RandomState(trial).choice
-    picks = [[one(own)] if shots == 1 else some(own, min(shots, len(own)), replace=False) for own in places.values()]
-    return np.concatenate(picks)
-
-
-def restrict(images: Split, searches: list[Search]) -> tuple[Split, list[Search]]:
-    """Only the images that a search uses, each once, and the searches among them."""
-    used = np.unique(np.concatenate([side for search in searches for side in search[2:]]))
-    return images.take(used), [Search(*s[:2], *(np.searchsorted(used, side) for side in s[2:])) for s in searches]
-
-
-def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
-    """Warn if there are about as many persons as in the real dataset, but other numbers of persons or images."""
-    expected = dataset.counts.get(subset, (0,))
-    found = len(np.unique(images.pids)), int((~images.thermal).sum()), int(images.thermal.sum())
-    if abs(found[0] - expected[0]) <= expected[0] // 10 and found[: len(expected)] != expected:
-        log.warning("%s: %d persons, %d visible and %d infrared images, but %s has %s: is it complete?",
-                    subset, *found, dataset.title, ", ".join(map(str, expected)))  # fmt: skip
-
-
-def paired(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
-    """Both splits without the persons who are missing from one of them, whom a warning names (FIDELITY 25)."""
-    alone = sorted({*visible.pids.tolist()} ^ {*thermal.pids.tolist()})
-    if alone:
-        log.warning("left out of training, since they have images in one modality only: persons %s", alone)
-    visible, thermal = (split.take(np.flatnonzero(~np.isin(split.pids, alone))) for split in (visible, thermal))
-    if not visible.paths:
-        raise OSError(f"{root}: no training person has images in both modalities; see the README for the layout")
+def llcm_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
+    """The visible and the infrared training images, all with camera 0: lists do not tell it."""
+    visible = images_in_list(root, "idx/train_vis.txt", 0, thermal=False)
+    thermal = images_in_list(root, "idx/train_nir.txt", 0, thermal=True)
     return visible, thermal
 
 
-def joined(visible: Split, thermal: Split) -> Split:
+def llcm_test(root: str, trial: int | None = None) -> Split:
+    """All test images, the visible ones first: persons, cameras and names ascending."""
+    pids = sorted(set(read_ids(root, "idx/test_id.txt")))
+    visible = images_in_folders(os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, ())
+    thermal = images_in_folders(os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, LLCM_CAMERAS)
+    return concatenate(visible, thermal)
+
+
+def llcm_select(images: Split, search: str) -> tuple[Selection, Selection]:
+    """All images of one modality query one image per person and camera of the other.
+
+    "t2v": infrared queries visible; "v2t": visible queries infrared. "v2t-published" turns "v2t"
+    round, as the dataset's own evaluation does: the drawn infrared images query all visible ones
+    (FIDELITY 26).
+    """
+    query_is_thermal = search == "t2v"
+    query = images.thermal == query_is_thermal
+    all_images = Selection(query)
+    drawn_images = Selection(~query, per_camera=1)
+    if search == "v2t-published":
+        return drawn_images, all_images
+    return all_images, drawn_images
+
+
+def llcm_junk_mask(
+    q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray
+) -> np.ndarray:
+    """(Q, G) bool: a query ignores images of its own person in the camera of its own number."""
+    same_person = q_pids[:, None] == g_pids
+    same_camera = q_camids[:, None] == g_camids
+    return same_person & same_camera
+
+
+# ---- query and gallery --------------------------------------------------------------------------
+
+
+def indices_of_trials(
+    images: Split, selection: Selection, trials: list[int], draw: DrawGallery
+) -> list[np.ndarray]:
+    """The indices of the selected images, for each of the trials.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not selection.mask.any():
+        n_thermal = int(images.thermal.sum())
+        cameras = sorted(set(images.camids.tolist()))
+        raise InputError(
+            f"the query or the gallery is empty: the test persons have {len(images) - n_thermal} "
+            f"visible and {n_thermal} infrared images, of cameras {cameras}: "
+            "are --data-path and the protocol flags right?"
+        )
+    if selection.per_camera is None:
+        return [np.flatnonzero(selection.mask) for _ in trials]
+    groups = group_by_camera(images, selection.mask)
+    n_short = sum(len(group) < selection.per_camera for group in groups.values())
+    if n_short:
+        log.warning(
+            "%d (person, camera) pairs have fewer than %d gallery images; all are used",
+            n_short,
+            selection.per_camera,
+        )
+    return [draw(groups, selection.per_camera, trial) for trial in trials]
+
+
+def group_by_camera(images: Split, mask: np.ndarray) -> dict[tuple[int, int], list[int]]:
+    """{(person, camera): indices of their images, in the order of paths}, keys ascending."""
+    groups = {}
+    for i in sorted(np.flatnonzero(mask), key=images.paths.__getitem__):
+        key = (int(images.pids[i]), int(images.camids[i]))
+        groups.setdefault(key, []).append(i)
+    return dict(sorted(groups.items()))
+
+
+def draw_seeded(
+    groups: dict[tuple[int, int], list[int]], per_camera: int, trial: int
+) -> np.ndarray:
+    """Up to ``per_camera`` images of each person and camera, persons ascending, then cameras.
+
+    The trial is the seed (FIDELITY 11): of Python's generator for one image each, as in the
+    field's baseline, of numpy's for several.
+    """
+    python_random = random.Random(trial)
+    numpy_random = np.random.RandomState(trial)
+    indices = []
+    for group in groups.values():
+        if per_camera == 1:
+            indices.append(python_random.choice(group))
+        else:
+            n = min(per_camera, len(group))
+            indices.extend(numpy_random.choice(group, n, replace=False))
+    return np.array(indices)
+
+
+def keep_used(images: Split, trials: list[EvalTrial]) -> tuple[Split, list[EvalTrial]]:
+    """The images that some trial uses, each once, and the trials with indices into these."""
+    used = [trial.query for trial in trials] + [trial.gallery for trial in trials]
+    used = np.unique(np.concatenate(used))
+    new_trials = []
+    for trial in trials:
+        query = np.searchsorted(used, trial.query)
+        gallery = np.searchsorted(used, trial.gallery)
+        new_trials.append(EvalTrial(trial.protocol, trial.trial, query, gallery))
+    return images.take(used), new_trials
+
+
+# ---- what the datasets share --------------------------------------------------------------------
+
+
+def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
+    """Warn if there are about as many persons as in the real dataset, but not as many images."""
+    expected = dataset.counts.get(subset)
+    if not expected:
+        return
+    n_persons = len(np.unique(images.pids))
+    n_thermal = int(images.thermal.sum())
+    counts = (n_persons, len(images) - n_thermal, n_thermal)
+    is_about_as_large = abs(n_persons - expected[0]) <= expected[0] // 10
+    if is_about_as_large and counts[: len(expected)] != expected:
+        log.warning(
+            "%s: %d persons, %d visible and %d infrared images, but %s has %s: is it complete?",
+            subset,
+            *counts,
+            dataset.title,
+            ", ".join(str(number) for number in expected),
+        )
+
+
+def keep_common_persons(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
+    """Both splits without persons who are missing from one, whom a warning names (FIDELITY 25)."""
+    in_one_modality = np.setxor1d(visible.pids, thermal.pids)
+    if len(in_one_modality):
+        log.warning(
+            "left out of training, since they have images in one modality only: persons %s",
+            in_one_modality.tolist(),
+        )
+    visible = visible.take(np.flatnonzero(~np.isin(visible.pids, in_one_modality)))
+    thermal = thermal.take(np.flatnonzero(~np.isin(thermal.pids, in_one_modality)))
+    if not len(visible):
+        raise InputError(
+            f"{root}: no training person has images in both modalities; "
+            "the README shows the folders that are expected"
+        )
+    return visible, thermal
+
+
+def concatenate(visible: Split, thermal: Split) -> Split:
     """The images of both, the visible ones first."""
-    return Split(visible.paths + thermal.paths, *map(np.concatenate, zip(visible[1:], thermal[1:], strict=True)))
+    return Split(
+        visible.paths + thermal.paths,
+        np.concatenate([visible.pids, thermal.pids]),
+        np.concatenate([visible.camids, thermal.camids]),
+        np.concatenate([visible.thermal, thermal.thermal]),
+    )
 
 
 def relabel(pids: np.ndarray) -> np.ndarray:
-    """Class labels 0..n-1 in ascending order of person id (FIDELITY 2)."""
-    return np.unique(pids, return_inverse=True)[1]
+    """Class labels 0..n-1, in ascending order of person id (FIDELITY 2)."""
+    _, labels = np.unique(pids, return_inverse=True)
+    return labels
 
 
-def _split(rows: Iterable[tuple[str, int, int, bool]]) -> Split:
-    paths, *columns = [*zip(*rows, strict=True)] or [()] * 4
-    return Split([*paths], *(np.array(c, t) for c, t in zip(columns, (np.int64, np.int64, bool), strict=True)))
+def split_of_rows(rows: list[tuple[str, int, int, bool]]) -> Split:
+    """A `Split` from (path, person, camera, is infrared) rows."""
+    return Split(
+        [path for path, _, _, _ in rows],
+        np.array([pid for _, pid, _, _ in rows], np.int64),
+        np.array([camid for _, _, camid, _ in rows], np.int64),
+        np.array([thermal for _, _, _, thermal in rows], bool),
+    )
 
 
-def _in_folders(root: str, pids: Iterable[int], cameras: Iterable[int], infrared: Iterable[int]) -> Split:
-    """The images in cam<camera>/<person, 4 digits>/ below ``root``; these cameras are ``infrared``."""
-    places = [(os.path.join(root, f"cam{cam}", f"{pid:04d}"), pid, cam) for pid in pids for cam in cameras]
-    return _split((path, pid, cam, cam in infrared) for folder, pid, cam in places for path in _images(folder))
+def images_in_folders(
+    root: str, pids: Iterable[int], cameras: Iterable[int], thermal_cameras: Iterable[int]
+) -> Split:
+    """The images in cam<camera>/<person, 4 digits>/ below ``root``."""
+    rows = []
+    for pid in pids:
+        for camid in cameras:
+            folder = os.path.join(root, f"cam{camid}", f"{pid:04d}")
+            for path in image_files(folder):
+                rows.append((path, pid, camid, camid in thermal_cameras))
+    return split_of_rows(rows)
 
 
-def _listed(root: str, name: str, camid: int, thermal: bool) -> Split:
-    """The images of one camera number and modality that idx/<name> lists: '<path below root> <person id>' a line."""
-    index, rows = os.path.join(root, "idx", name), []
-    for number, line in enumerate(_read_text(index, root).splitlines(), 1):
+def image_files(folder: str) -> list[str]:
+    """Paths of the image files of a folder, sorted by name; other files are ignored (FIDELITY 25).
+
+    None where there is no such folder: not every person was seen by every camera.
+    """
+    if not os.path.isdir(folder):
+        return []
+    paths = []
+    for name in sorted(os.listdir(folder)):
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            paths.append(os.path.join(folder, name))
+    return paths
+
+
+def images_in_list(root: str, name: str, camid: int, thermal: bool) -> Split:
+    """The images that the file ``name`` lists: '<path below root> <person id>' a line."""
+    index = os.path.join(root, *name.split("/"))
+    rows = []
+    for number, line in enumerate(read_text(index, root).splitlines(), 1):
         if not line.strip():
             continue
-        found = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip())
-        path = found[1].rstrip() if found else ""
-        if not found or os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
-            raise OSError(f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'")
-        rows.append((os.path.join(root, path), int(found[2]), camid, thermal))
-    return _split(rows)
+        match = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip())
+        path = match[1].rstrip() if match else ""
+        leaves_root = os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
+        if not match or leaves_root:
+            raise InputError(
+                f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'"
+            )
+        rows.append((os.path.join(root, path), int(match[2]), camid, thermal))
+    return split_of_rows(rows)
 
 
-def _images(folder: str) -> list[str]:
-    """Image files of a folder, sorted by name; stray files are passed over (FIDELITY 25)."""
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # not every person is in every camera
-    return [os.path.join(folder, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
-
-
-def _read_ids(root: str, name: str) -> list[int]:
+def read_ids(root: str, name: str) -> list[int]:
+    """The person ids on the first line of a file, comma separated."""
     path = os.path.join(root, *name.split("/"))
-    first_line = _read_text(path, root).partition("\n")[0]
+    first_line = read_text(path, root).partition("\n")[0]
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", first_line):
-        raise OSError(f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}")
+        raise InputError(
+            f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}"
+        )
     return [int(word) for word in first_line.split(",")]
 
 
-def _read_text(path: str, root: str) -> str:
+def read_text(path: str, root: str) -> str:
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} not found: is the dataset in {root}? --data_path names its folder")
+        raise InputError(
+            f"{path} not found: is the dataset in {root}? --data-path names its folder"
+        )
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()
 
+
+# ---- the datasets -------------------------------------------------------------------------------
 
 DATASETS = {
     "sysu": Dataset(
@@ -293,12 +501,11 @@ DATASETS = {
         counts={"train": (395, 22258, 11909), "test": (96, 6775, 3803)},
         train=sysu_train,
         test=sysu_test,
-        protocol="{}-search {}-shot",
-        search_flags={"mode": ("all", "indoor"), "gall_mode": ("single", "multi")},
-        sides=sysu_sides,
-        # Cameras 2 and 3 look at the same room: a query of camera 3 does not see the gallery of camera 2.
-        hidden=lambda q_pids, q_camids, g_pids, g_camids: (q_camids == 3)[:, None] & (g_camids == 2),
-        thermal_cameras=INFRARED_CAMERAS,
+        protocol_flags={"mode": ("all", "indoor"), "gall_mode": ("single", "multi")},
+        protocol_name="{}-search {}-shot",
+        select=sysu_select,
+        junk_mask=sysu_junk_mask,
+        thermal_cameras=SYSU_THERMAL_CAMERAS,
         preprocessed=True,
         official_persons=533,
     ),
@@ -306,25 +513,25 @@ DATASETS = {
         title="RegDB",
         defaults={"data_path": "data/RegDB", "lr": 0.0098, "epochs": 80, "w_hc": 0.58},
         counts={"train": (206, 2060, 2060), "test": (206, 2060, 2060)},
-        train=lambda root, trial: tuple(regdb_split(root, trial, m, "train") for m in ("visible", "thermal")),
-        test=lambda root, trial: joined(*(regdb_split(root, trial, m, "test") for m in ("visible", "thermal"))),
+        train=regdb_train,
+        test=regdb_test,
+        protocol_flags={"search": ("v2t", "t2v")},
+        select=regdb_select,
+        junk_mask=no_junk,
         trials=range(1, 11),
-        search_flags={"search": ("v2t", "t2v")},
-        sides=regdb_sides,
-        hidden=lambda q_pids, q_camids, g_pids, g_camids: np.zeros((len(q_pids), len(g_pids)), bool),
         thermal_cameras=(2,),
-        counts_persons=False,
-        trial_trains=True,
+        cmc_by_identity=False,
+        one_model_per_trial=True,
     ),
     "llcm": Dataset(
         title="LLCM",
-        defaults={"data_path": "data/LLCM", "lr": 0.008, "epochs": 60, "w_hc": 0.6},  # SYSU-MM01's: none are published
+        # SYSU-MM01's settings: none are published.
+        defaults={"data_path": "data/LLCM", "lr": 0.008, "epochs": 60, "w_hc": 0.6},
         counts={"train": (713,), "test": (351,)},
-        train=lambda root, trial: tuple(_listed(root, f"train_{m}.txt", 0, m == "nir") for m in ("vis", "nir")),
+        train=llcm_train,
         test=llcm_test,
-        search_flags={"search": ("t2v", "v2t", "v2t-published")},
-        sides=llcm_sides,
-        # A query does not see the images of its person in the camera of its number.
-        hidden=lambda q_pids, q_camids, g_pids, g_camids: (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids),
+        protocol_flags={"search": ("t2v", "v2t", "v2t-published")},
+        select=llcm_select,
+        junk_mask=llcm_junk_mask,
     ),
 }

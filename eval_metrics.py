@@ -1,207 +1,284 @@
-"""Features -> distances -> CMC, mAP and mINP, and the extraction of features. Imports no model, reads no file.
+"""Features -> distances -> CMC, mAP and mINP -> a table and JSON. numpy arrays in and out.
 
-Distances are numpy arrays, smaller = more alike. Every measure is computed per query, and averaged over the queries
-with a match in the gallery that they see (FIDELITY 12). Equal distances keep the gallery's order (FIDELITY 17).
+Smaller distances are more alike. Every measure is computed for each query, and averaged over the
+queries that have a match in the gallery (FIDELITY 12). Equal distances keep the order of the
+gallery (FIDELITY 17).
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from scipy.spatial.distance import cdist
-from torch import nn
 
-from data_manager import DATASETS, Dataset, Search, Split
+from data_manager import DATASETS, Dataset, EvalTrial, Split
+from utils import InputError
 
-KINDS = ("fc", "pool5")  # of features: of the six heads, and of the stripes before them
+FEATURE_KINDS = ("fc", "pool5")  # the outputs of the six heads, and the stripes before them
 RANKS = (1, 5, 10, 20)  # the reported ones
-MEASURES = {f"rank{r}": f"rank-{r}" for r in RANKS} | {"mAP": "mAP", "mINP": "mINP"}  # and how they are spelt
+MEASURES = {  # name in files -> name in print
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+    "rank20": "rank-20",
+    "mAP": "mAP",
+    "mINP": "mINP",
+}
+BLOCK_SIZE = 2**18  # distances that are ranked at a time: they stay in the processor's cache
+
 log = logging.getLogger(__name__)
-BLOCK = 2**18  # distances ranked at a time: they stay in the processor's cache, and memory is bounded
 
 
-class Scores(NamedTuple):
-    """``cmc[r - 1]``: share of queries with a match among the first r; mAP and mINP, all in [0, 1]."""
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a ranking, all in [0, 1]."""
 
-    cmc: np.ndarray
+    cmc: np.ndarray  # (max_rank,): [r - 1] is the fraction of queries with a match up to rank r
     mAP: float
     mINP: float
 
     def measures(self) -> dict[str, float]:
-        """What is reported of them: rank1, rank5, rank10, rank20, mAP and mINP."""
-        ranks = {f"rank{r}": float(self.cmc[r - 1]) for r in RANKS if r <= len(self.cmc)}
-        return ranks | {"mAP": float(self.mAP), "mINP": float(self.mINP)}
+        """What is reported of them, by the names of `MEASURES`."""
+        values = {
+            f"rank{rank}": float(self.cmc[rank - 1]) for rank in RANKS if rank <= len(self.cmc)
+        }
+        values["mAP"] = self.mAP
+        values["mINP"] = self.mINP
+        return values
 
     def __str__(self) -> str:
         return "  ".join(f"{MEASURES[name]} {value:.2%}" for name, value in self.measures().items())
 
 
-# ---- ranking --------------------------------------------------------------------------------------------------------
+# ---- ranking ------------------------------------------------------------------------------------
 
 
-def rank_plainly(distmat, q_pids, g_pids, hidden, counts_persons: bool) -> np.ndarray:
-    """The definition, for a block of queries that each have a match. `rank_fast` gives the same.
+def rank_queries(
+    distmat: np.ndarray,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    junk_mask: np.ndarray,
+    cmc_by_identity: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the first match of each query stands, its average precision, its inverse penalty.
+
+    Every query must have a match that is not junk.
 
     Args:
-        distmat: (q, g) distances.
-        q_pids, g_pids: (q,) and (g,) person ids.
-        hidden: (q, g) bool, the gallery images that a query does not see.
-        counts_persons: CMC counts persons, each at their first image; otherwise images.
+        distmat: (Q, G) finite distances.
+        query_pids: (Q,) person ids.
+        gallery_pids: (G,) person ids.
+        junk_mask: (Q, G) bool, gallery images that a query ignores.
+        cmc_by_identity: count the persons ahead of the first match, not the images.
 
     Returns:
-        (q, 3): persons or images before the first match, average precision, matches / place of the last match.
+        Three (Q,) arrays: the number of identities, or of images, ahead of the first match; the
+        average precision; the inverse negative penalty, matches / rank of the last match.
     """
-    order = np.argsort(np.where(hidden, np.inf, distmat), axis=1, kind="stable")  # hidden images come last
-    hits = np.take_along_axis((q_pids[:, None] == g_pids) & ~hidden, order, axis=1)  # in order of rank
-    places = np.arange(1, len(g_pids) + 1)
-    n_hits = hits.sum(axis=1)
-    precision = hits.cumsum(axis=1) / places
-    ap = (hits * precision).sum(axis=1) / n_hits
-    inp = n_hits / (hits * places).max(axis=1)
-    before = hits.argmax(axis=1)
-    if counts_persons:
-        before = [len({*g_pids[row[:n]].tolist()}) for row, n in zip(order, before, strict=True)]
-    return np.stack([before, ap, inp], axis=1)
+    distances = np.where(junk_mask, np.inf, distmat)  # junk comes last
+    order = np.argsort(distances, axis=1)
+    ranked = np.take_along_axis(distances, order, axis=1)
+    # A stable sort is slower, and only rows with equal distances need it.
+    has_ties = ((ranked[:, 1:] == ranked[:, :-1]) & np.isfinite(ranked[:, 1:])).any(axis=1)
+    order[has_ties] = np.argsort(distances[has_ties], axis=1, kind="stable")
+
+    is_match = (gallery_pids[order] == query_pids[:, None]) & np.isfinite(ranked)
+    query, position = np.nonzero(is_match)  # of each match: query by query, best rank first
+    n_matches = np.bincount(query, minlength=len(query_pids))
+    last = np.cumsum(n_matches) - 1  # where the matches of a query end in these two lists
+    first = last - n_matches + 1
+    matches_so_far = np.arange(len(query)) - first[query] + 1
+
+    precision = matches_so_far / (position + 1)
+    average_precision = np.bincount(query, precision, len(query_pids)) / n_matches
+    inverse_penalty = n_matches / (position[last] + 1)
+    first_match = position[first]
+    if cmc_by_identity:
+        ahead = count_identities_ahead(order, gallery_pids, first_match)
+    else:
+        ahead = first_match
+    return ahead, average_precision, inverse_penalty
 
 
-def rank_fast(distmat, q_pids, g_pids, hidden, counts_persons: bool) -> np.ndarray:
-    """As `rank_plainly`, whose arguments these are, but queries without a match are left out of the result.
-
-    All measures follow from the places of the matches, and a match's place is the number of smaller distances in its
-    row: a sort of bare values and a binary search tell it, several times faster than a sort of indices. That holds
-    unless another image has the same distance; such rows go to `rank_plainly`.
-    """
-    by_person = np.argsort(g_pids, kind="stable")
-    persons, starts, counts = np.unique(g_pids[by_person], return_index=True, return_counts=True)
-    distances = distmat[:, by_person]  # a copy, in which the images of a person are adjacent
-    distances = distances.astype(np.result_type(distances, np.float16), copy=False)  # whole numbers hold no infinity
-    if not np.isfinite(distances).all():
-        raise ValueError("distmat holds values that are not finite")
-    distances[hidden[:, by_person]] = np.inf
-
-    # Every pair of a query and a match that it sees: row and distance, in order of both.
-    person = np.searchsorted(persons, q_pids).clip(max=len(persons) - 1)
-    n_own = np.where(persons[person] == q_pids, counts[person], 0)
-    row = np.repeat(np.arange(len(q_pids)), n_own)
-    column = np.arange(len(row)) + np.repeat(starts[person] - (n_own.cumsum() - n_own), n_own)
-    value = distances[row, column]
-    row, value = row[np.isfinite(value)], value[np.isfinite(value)]
-    order = np.lexsort((value, row))
-    row, value = row[order], value[order]
-
-    ranked = np.sort(distances, axis=1)
-    place = _count_smaller(ranked, row, value)
-    last = len(g_pids) - 1
-    tied = np.zeros(len(q_pids), bool)
-    tied[row[(place < last) & (ranked[row, np.minimum(place + 1, last)] == value)]] = True
-
-    n_hits = np.bincount(row, minlength=len(q_pids))
-    matched = n_hits > 0
-    n_hits = n_hits[matched]
-    ends = n_hits.cumsum()
-    begins = ends - n_hits
-    number = np.arange(1, len(row) + 1) - np.repeat(begins, n_hits)  # 1, 2, ... in each row
-    ap = np.add.reduceat(number / (place + 1), begins) / n_hits if len(row) else np.empty(0)
-    inp = n_hits / (place[ends - 1] + 1)
-    before = place[begins]
-    if counts_persons:
-        nearest = np.minimum.reduceat(distances, starts, axis=1)  # (queries, persons)
-        before = (nearest[matched] < value[begins, None]).sum(axis=1)
-    results = np.stack([before, ap, inp], axis=1)
-    if tied.any():
-        results[tied[matched]] = rank_plainly(distmat[tied], q_pids[tied], g_pids, hidden[tied], counts_persons)
-    return results
-
-
-def _count_smaller(ranked: np.ndarray, row: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """How many entries of the ascending ``ranked[row]`` are below ``value``: a binary search for many pairs at once."""
-    low, high = np.zeros(len(row), np.int64), np.full(len(row), ranked.shape[1])
-    for _ in range(ranked.shape[1].bit_length()):
-        middle = (low + high) // 2
-        smaller = ranked[row, np.minimum(middle, ranked.shape[1] - 1)] < value
-        smaller &= low < high
-        low, high = np.where(smaller, middle + 1, low), np.where(smaller, high, middle)
-    return low
-
-
-def score(distmat, q_pids, g_pids, q_camids, g_camids, hidden: Callable, counts_persons: bool, max_rank=20) -> Scores:
-    """Scores under the protocol of any dataset.
+def count_identities_ahead(
+    order: np.ndarray, gallery_pids: np.ndarray, first_match: np.ndarray
+) -> np.ndarray:
+    """How many persons have an image ahead of the first match.
 
     Args:
-        distmat: (queries, gallery) finite distances, or `Distances`.
-        q_pids, g_pids, q_camids, g_camids: person ids and camera numbers, (queries,) and (gallery,).
-        hidden: (q_pids, q_camids, g_pids, g_camids) -> (queries, gallery) mask of what a query does not see; it is
-            called for some queries at a time.
-        counts_persons: CMC counts persons, each at their first image; otherwise images.
-        max_rank: length of the CMC; beyond the number of persons it stays at its last value (FIDELITY 13).
+        order: (Q, G) the gallery images of each query, the most alike first.
+        gallery_pids: (G,) person ids.
+        first_match: (Q,) positions in ``order``.
 
-    ValueError: lengths disagree, a distance is not finite, or no query has a match.
+    Returns:
+        (Q,) numbers of persons.
     """
-    q_pids, g_pids, q_camids, g_camids = map(np.asarray, (q_pids, g_pids, q_camids, g_camids))
-    if not (len(q_pids), len(g_pids)) == (len(q_camids), len(g_camids)) == distmat.shape or 0 in distmat.shape:
-        raise ValueError(f"distmat is {distmat.shape} for {len(q_pids)} queries and {len(g_pids)} gallery images")
-    rows, results = max(64, BLOCK // len(g_pids)), []
-    for block in (slice(start, start + rows) for start in range(0, len(q_pids), rows)):
-        unseen = hidden(q_pids[block], q_camids[block], g_pids, g_camids)
-        results.append(rank_fast(distmat[block], q_pids[block], g_pids, unseen, counts_persons))
-    before, ap, inp = np.concatenate(results).T
-    if not len(ap):
-        raise ValueError("no query has a match in the gallery")
-    cmc = (before[:, None] < np.arange(1, max_rank + 1)).mean(axis=0)
-    return Scores(cmc, mAP=float(ap.mean()), mINP=float(inp.mean()))
+    position_of_image = np.empty(order.shape, np.int32)
+    positions = np.arange(order.shape[1], dtype=np.int32)
+    np.put_along_axis(position_of_image, order, positions[None], axis=1)
+    by_person = np.argsort(gallery_pids, kind="stable")
+    _, start_of_person = np.unique(gallery_pids[by_person], return_index=True)
+    # The best position of each person: (Q, persons).
+    best_position = np.minimum.reduceat(position_of_image[:, by_person], start_of_person, axis=1)
+    return (best_position < first_match[:, None]).sum(axis=1)
 
 
-def eval_sysu(distmat, q_pids, g_pids, q_camids, g_camids, max_rank: int = 20) -> Scores:
-    """`score` by the rules of SYSU-MM01: a query of camera 3 does not see camera 2, and CMC counts persons."""
-    return score(distmat, q_pids, g_pids, q_camids, g_camids, DATASETS["sysu"].hidden, True, max_rank)
+def score(
+    distmat: "np.ndarray | Distances",
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    junk_mask: Callable[..., np.ndarray],
+    cmc_by_identity: bool,
+    max_rank: int = 20,
+) -> Scores:
+    """The scores of a ranking under the protocol of any dataset.
+
+    Args:
+        distmat: (Q, G) finite distances.
+        q_pids, g_pids: (Q,) and (G,) person ids.
+        q_camids, g_camids: (Q,) and (G,) camera numbers.
+        junk_mask: (q_pids, q_camids, g_pids, g_camids) -> (Q, G) bool, what a query ignores. It
+            is called for some queries at a time.
+        cmc_by_identity: CMC counts persons, each at their first image; otherwise images.
+        max_rank: length of the CMC. Beyond the gallery it keeps its last value (FIDELITY 13).
+
+    Raises:
+        InputError: lengths disagree, a distance is not finite, or no query has a match.
+    """
+    q_pids = np.asarray(q_pids)
+    g_pids = np.asarray(g_pids)
+    q_camids = np.asarray(q_camids)
+    g_camids = np.asarray(g_camids)
+    shape = (len(q_pids), len(g_pids))
+    if distmat.shape != shape or shape != (len(q_camids), len(g_camids)) or 0 in shape:
+        raise InputError(
+            f"distmat is {distmat.shape} for {shape[0]} queries, {shape[1]} gallery images"
+        )
+    blocks = []
+    n_rows = max(64, BLOCK_SIZE // len(g_pids))
+    for start in range(0, len(q_pids), n_rows):
+        rows = slice(start, start + n_rows)
+        distances = distmat[rows]
+        if not np.isfinite(distances).all():
+            raise InputError("some distances are not finite: the features are too large or broken")
+        junk = junk_mask(q_pids[rows], q_camids[rows], g_pids, g_camids)
+        has_match = ((q_pids[rows, None] == g_pids) & ~junk).any(axis=1)
+        pids = q_pids[rows][has_match]
+        results = rank_queries(distances[has_match], pids, g_pids, junk[has_match], cmc_by_identity)
+        blocks.append(results)
+    ahead = np.concatenate([block[0] for block in blocks])
+    average_precision = np.concatenate([block[1] for block in blocks])
+    inverse_penalty = np.concatenate([block[2] for block in blocks])
+    if not len(ahead):
+        raise InputError("no query has a match in the gallery")
+    cmc = (ahead[:, None] < np.arange(1, max_rank + 1)).mean(axis=0)
+    return Scores(cmc, float(average_precision.mean()), float(inverse_penalty.mean()))
 
 
-def eval_regdb(distmat, q_pids, g_pids, max_rank: int = 20) -> Scores:
-    """`score` by the rules of RegDB: every query sees the whole gallery, and CMC counts images."""
-    return score(distmat, q_pids, g_pids, q_pids, g_pids, DATASETS["regdb"].hidden, False, max_rank)
+def eval_sysu(
+    distmat: "np.ndarray | Distances",
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    max_rank: int = 20,
+) -> Scores:
+    """`score` under SYSU-MM01's protocol: camera-3 queries ignore camera 2, CMC by identity."""
+    junk_mask = DATASETS["sysu"].junk_mask
+    return score(distmat, q_pids, g_pids, q_camids, g_camids, junk_mask, True, max_rank)
 
 
-# ---- distances ------------------------------------------------------------------------------------------------------
+def eval_regdb(
+    distmat: "np.ndarray | Distances",
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    max_rank: int = 20,
+) -> Scores:
+    """`score` under RegDB's protocol: there is no junk, and CMC counts images."""
+    q_camids = np.zeros(len(q_pids))
+    g_camids = np.zeros(len(g_pids))
+    junk_mask = DATASETS["regdb"].junk_mask
+    return score(distmat, q_pids, g_pids, q_camids, g_camids, junk_mask, False, max_rank)
+
+
+# ---- distances ----------------------------------------------------------------------------------
 
 
 class Distances:
-    """(queries, gallery) distances of (n, dim) features, computed for some queries at a time: [rows].
+    """(Q, G) distances of features, computed for some queries at a time: ``distances[rows]``.
 
-    ``kind`` is "cosine", minus the cosine of the angle, which ranks as the published dot product does, or
-    "euclidean", squared and in float64, which ranks as the official evaluation does.
+    Args:
+        query, gallery: (Q, dim) and (G, dim) features.
+        kind: "cosine" is minus the cosine similarity, which ranks as the original code's dot
+            product does; "euclidean" is the squared distance in float64, which ranks as SYSU-MM01's
+            official evaluation does.
 
-    ValueError: there is no such kind, or a feature has no direction, that is, no cosine.
+    Raises:
+        InputError: there is no such kind, or a feature is zero, so that it has no cosine.
     """
 
     KINDS = ("cosine", "euclidean")
 
     def __init__(self, query: np.ndarray, gallery: np.ndarray, kind: str = "cosine"):
         if kind not in self.KINDS:
-            raise ValueError(f"there is no distance {kind!r}: give one of {', '.join(self.KINDS)}")
-        self.shape, self.kind = (len(query), len(gallery)), kind
-        wide = np.float64 if kind == "euclidean" else np.promote_types(query.dtype, np.float32)
-        sides = [x.astype(wide, copy=False) for x in (query, gallery)]
-        self.squares = [np.einsum("nd,nd->n", x, x, dtype=np.float64) for x in sides]
-        if kind == "cosine":
-            if not all((squares > 0).all() and np.isfinite(squares).all() for squares in self.squares):
-                raise ValueError("a feature is zero or too large to have a direction: compare by another distance")
-            sides = [x / np.sqrt(own).astype(wide)[:, None] for x, own in zip(sides, self.squares, strict=True)]
-        self.query, self.gallery = sides
+            raise InputError(f"there is no distance {kind!r}: give one of {', '.join(self.KINDS)}")
+        self.shape = (len(query), len(gallery))
+        self.kind = kind
+        if kind == "euclidean":
+            self.query = query.astype(np.float64, copy=False)
+            self.gallery = gallery.astype(np.float64, copy=False)
+            self.query_squares = squared_lengths(self.query)
+            self.gallery_squares = squared_lengths(self.gallery)
+        else:
+            self.query = unit_length(query)
+            self.gallery = unit_length(gallery)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        dots = self.query[rows] @ self.gallery.T
-        return -dots if self.kind == "cosine" else self.squares[0][rows, None] + self.squares[1] - 2 * dots
+        products = self.query[rows] @ self.gallery.T
+        if self.kind == "cosine":
+            return -products
+        return self.query_squares[rows, None] + self.gallery_squares - 2 * products
 
 
-# ---- results --------------------------------------------------------------------------------------------------------
+def squared_lengths(features: np.ndarray) -> np.ndarray:
+    """(N, dim) -> (N,) float64."""
+    return np.einsum("nd,nd->n", features, features, dtype=np.float64)
 
 
-class Counts(NamedTuple):
-    """How large a ranking is; ``chance`` is the rank-1 to expect of a random one."""
+def unit_length(features: np.ndarray) -> np.ndarray:
+    """(N, dim) features -> (N, dim) of length 1, float32 or wider."""
+    features = features.astype(np.promote_types(features.dtype, np.float32), copy=False)
+    squares = squared_lengths(features)
+    if not ((squares > 0) & np.isfinite(squares)).all():
+        raise InputError("a feature is zero or too large for a cosine: compare by another distance")
+    return features / np.sqrt(squares).astype(features.dtype)[:, None]
+
+
+# ---- trials -------------------------------------------------------------------------------------
+
+
+def score_trial(
+    trial: EvalTrial, images: Split, distmat: np.ndarray | Distances, dataset: Dataset
+) -> Scores:
+    """`score` of one evaluation trial; ``distmat`` is (Q, G)."""
+    query = images.take(trial.query)
+    gallery = images.take(trial.gallery)
+    return score(
+        distmat,
+        query.pids,
+        gallery.pids,
+        query.camids,
+        gallery.camids,
+        dataset.junk_mask,
+        dataset.cmc_by_identity,
+    )
+
+
+@dataclass(frozen=True)
+class TrialCounts:
+    """How large a trial is. ``chance`` is the rank-1 to expect of a random ranking."""
 
     queries: int
     without_match: int
@@ -210,144 +287,186 @@ class Counts(NamedTuple):
     chance: float
 
     @classmethod
-    def of(cls, search: Search, images: Split, dataset: Dataset) -> "Counts":
-        query, gallery = images.take(search.query), images.take(search.gallery)
-        seen = ~dataset.hidden(query.pids, query.camids, gallery.pids, gallery.camids)  # (queries, gallery)
-        matches = (seen & (query.pids[:, None] == gallery.pids)).sum(axis=1)
-        matched = matches > 0
-        chance = float((matches / seen.sum(axis=1).clip(1))[matched].mean()) if matched.any() else 0.0
-        return cls(len(matched), int((~matched).sum()), len(gallery.pids), len(np.unique(gallery.pids)), chance)
+    def of(cls, trial: EvalTrial, images: Split, dataset: Dataset) -> "TrialCounts":
+        query = images.take(trial.query)
+        gallery = images.take(trial.gallery)
+        junk = dataset.junk_mask(query.pids, query.camids, gallery.pids, gallery.camids)
+        is_match = (query.pids[:, None] == gallery.pids) & ~junk  # (Q, G)
+        n_matches = is_match.sum(axis=1)
+        n_ranked = (~junk).sum(axis=1)
+        has_match = n_matches > 0
+        chance = 0.0
+        if has_match.any():
+            chance = float((n_matches[has_match] / n_ranked[has_match]).mean())
+        return cls(
+            queries=len(query),
+            without_match=int((~has_match).sum()),
+            gallery_images=len(gallery),
+            gallery_persons=len(np.unique(gallery.pids)),
+            chance=chance,
+        )
 
     def __str__(self) -> str:
-        queries = f"{self.queries} queries ({self.without_match} without a match, not counted)"
-        return f"{queries}, {self.gallery_images} gallery images of {self.gallery_persons} persons"
+        return (
+            f"{self.queries} queries ({self.without_match} without a match, not counted), "
+            f"{self.gallery_images} gallery images of {self.gallery_persons} persons"
+        )
 
 
-def score_search(search: Search, images: Split, compared: np.ndarray | Distances, dataset: Dataset) -> Scores:
-    """`score` by the rules of a dataset; ``compared`` is (queries, gallery) distances."""
-    query, gallery = images.take(search.query), images.take(search.gallery)
-    lists = query.pids, gallery.pids, query.camids, gallery.camids
-    return score(compared, *lists, dataset.hidden, dataset.counts_persons)
+def modality_centers(
+    values: np.ndarray, images: Split
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The centers of all persons who were seen in both modalities.
 
+    Args:
+        values: (N, dim) features.
+        images: the N images.
 
-def centers(values: np.ndarray, images: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all persons seen in both modalities: ids (n,), visible and infrared centers (n, dim) of (N, dim) values."""
-    sides = ~images.thermal, images.thermal
-    pids = np.intersect1d(*(images.pids[side] for side in sides))
-    means = [[values[side & (images.pids == pid)].mean(axis=0) for pid in pids] for side in sides]
-    return pids, *map(np.array, means)
+    Returns:
+        (P,) person ids, (P, dim) visible centers, (P, dim) infrared centers.
+    """
+    pids = np.intersect1d(images.pids[images.thermal], images.pids[~images.thermal])
+    visible_centers = []
+    thermal_centers = []
+    for pid in pids:
+        is_of_person = images.pids == pid
+        visible_centers.append(values[is_of_person & ~images.thermal].mean(axis=0))
+        thermal_centers.append(values[is_of_person & images.thermal].mean(axis=0))
+    return pids, np.array(visible_centers), np.array(thermal_centers)
 
 
 def center_distances(values: np.ndarray, images: Split) -> dict[str, float]:
-    """What the Hetero-Center loss is meant to move: mean Euclidean distances of visible centers to infrared ones.
+    """Mean Euclidean distances of visible centers to infrared ones: what the loss acts on.
 
-    "own": of the same person, "other": of two persons. Empty if fewer than two persons are seen in both modalities.
+    Returns:
+        {"own": of the same person, "other": of two persons}; {} if fewer than two persons were
+        seen in both modalities.
     """
-    pids, visible, thermal = centers(values, images)
+    pids, visible, thermal = modality_centers(values, images)
     if len(pids) < 2:
         return {}
-    found, own = cdist(visible, thermal), np.eye(len(pids), dtype=bool)
-    return {"own": float(found[own].mean()), "other": float(found[~own].mean())}
+    distances = np.array([np.linalg.norm(center - thermal, axis=1) for center in visible])
+    is_same_person = np.eye(len(pids), dtype=bool)
+    return {
+        "own": float(distances[is_same_person].mean()),
+        "other": float(distances[~is_same_person].mean()),
+    }
+
+
+# ---- results ------------------------------------------------------------------------------------
 
 
 class Results:
     """Scores of several kinds of features under the protocols of a dataset, trial by trial.
 
-    Beside the features stand random rankings, "chance", drawn with ``seed``. ``compare`` turns features of queries and
-    of the gallery into distances: a matrix, or `Distances`.
+    Beside the features stands "chance": random rankings, drawn with ``seed``.
+
+    Args:
+        dataset: whose rules hold.
+        seed: of the random rankings.
+        compare: (query features, gallery features) -> (Q, G) distances.
 
     Attributes:
-        counts: {protocol: Counts} of its first trial.
-        scores: {(protocol, feature): {trial: Scores}}.
+        counts: {protocol: `TrialCounts` of its first trial}.
+        scores: {(protocol, kind of features): {trial: `Scores`}}.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 1, compare: Callable = Distances):
-        self.dataset, self.seed, self.compare = dataset, seed, compare
-        self.counts, self.scores = {}, {}
+        self.dataset = dataset
+        self.seed = seed
+        self.compare = compare
+        self.counts: dict[str, TrialCounts] = {}
+        self.scores: dict[tuple[str, str], dict[int, Scores]] = {}
 
-    def add(self, search: Search, images: Split, features: dict[str, np.ndarray]) -> None:
-        """Score one trial of one protocol. ``features``: kind -> (N, dim), a row per image. Errors as for `score`."""
-        if search.protocol not in self.counts:
-            self.counts[search.protocol] = Counts.of(search, images, self.dataset)
-        chance = np.random.default_rng([self.seed, search.trial]).random((len(search.query), len(search.gallery)))
-        for feature, values in (*features.items(), ("chance", None)):
-            distmat = chance if values is None else self.compare(values[search.query], values[search.gallery])
-            scores = score_search(search, images, distmat, self.dataset)
-            self.scores.setdefault((search.protocol, feature), {})[search.trial] = scores
+    def add(self, trial: EvalTrial, images: Split, features: dict[str, np.ndarray]) -> None:
+        """Score one trial of one protocol. ``features``: kind -> (N, dim), a row for each image."""
+        if trial.protocol not in self.counts:
+            self.counts[trial.protocol] = TrialCounts.of(trial, images, self.dataset)
+        for kind, values in features.items():
+            distmat = self.compare(values[trial.query], values[trial.gallery])
+            self.add_scores(trial, images, kind, distmat)
+        rng = np.random.default_rng([self.seed, trial.trial])
+        random_distances = rng.random((len(trial.query), len(trial.gallery)))
+        self.add_scores(trial, images, "chance", random_distances)
 
-    def mean_and_std(self, protocol: str, feature: str) -> dict[str, tuple[float, float]]:
-        """Mean and deviation over the trials of each of `Scores.measures`."""
-        trials = [scores.measures() for scores in self.scores[protocol, feature].values()]
-        values = {name: [trial[name] for trial in trials] for name in MEASURES}
-        return {name: (float(np.mean(found)), float(np.std(found))) for name, found in values.items()}
+    def add_scores(
+        self, trial: EvalTrial, images: Split, kind: str, distmat: np.ndarray | Distances
+    ) -> None:
+        trials = self.scores.setdefault((trial.protocol, kind), {})
+        trials[trial.trial] = score_trial(trial, images, distmat, self.dataset)
+
+    def mean_and_std(self, protocol: str, kind: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Mean and deviation of each measure over the trials."""
+        trials = [scores.measures() for scores in self.scores[protocol, kind].values()]
+        mean = {}
+        std = {}
+        for name in MEASURES:
+            values = [measures[name] for measures in trials]
+            mean[name] = float(np.mean(values))
+            std[name] = float(np.std(values))
+        return mean, std
 
     def table(self) -> str:
-        """What was ranked, then a row of percentages for each protocol and feature."""
-        n_trials = len(next(iter(self.scores.values())))
+        """What was ranked, then a row of percentages for each protocol and kind of features."""
         lines = [f"{protocol}: {counts}" for protocol, counts in self.counts.items()]
-        lines += ["", f"{'protocol':26s}{'features':9s}" + "".join(f"{name:>14s}" for name in MEASURES.values())]
-        for key in self.scores:
-            pairs = self.mean_and_std(*key).values()
-            cells = [f"{100 * mean:.2f}" + f" ± {100 * std:4.2f}" * (n_trials > 1) for mean, std in pairs]
-            lines.append(f"{key[0]:26s}{key[1]:9s}" + "".join(f"{cell:>14s}" for cell in cells))
-        return "\n".join([*lines, "%" + f", mean ± deviation over {n_trials} trials" * (n_trials > 1)])
+        heads = "".join(f"{name:>14s}" for name in MEASURES.values())
+        lines += ["", f"{'protocol':26s}{'features':9s}{heads}"]
+        n_trials = 0
+        for (protocol, kind), trials in self.scores.items():
+            mean, std = self.mean_and_std(protocol, kind)
+            n_trials = len(trials)
+            cells = ""
+            for name in MEASURES:
+                cell = f"{100 * mean[name]:.2f}"
+                if n_trials > 1:
+                    cell += f" ± {100 * std[name]:4.2f}"
+                cells += f"{cell:>14s}"
+            lines.append(f"{protocol:26s}{kind:9s}{cells}")
+        if n_trials > 1:
+            lines.append(f"%, mean ± deviation over {n_trials} trials")
+        else:
+            lines.append("%")
+        return "\n".join(lines)
 
     def near_chance(self) -> list[str]:
-        """The protocols and features whose rank-1 is below twice what chance gives, in words."""
-        rank1 = {key: self.mean_and_std(*key)["rank1"][0] for key in self.scores if key[1] != "chance"}
-        low = {key: value for key, value in rank1.items() if value < min(2 * self.counts[key[0]].chance, 1)}
-        return [f"{' '.join(key)} {value:.1%}" for key, value in low.items()]
+        """In words, the protocols and features whose rank-1 is below twice that of chance."""
+        words = []
+        for protocol, kind in self.scores:
+            mean, _ = self.mean_and_std(protocol, kind)
+            limit = min(2 * self.counts[protocol].chance, 1)
+            if kind != "chance" and mean["rank1"] < limit:
+                words.append(f"{protocol} {kind} {mean['rank1']:.1%}")
+        return words
 
     def log(self, options: list[str], trained: bool = True) -> None:
-        """Log the table, and the ``options`` that are not at their default; warn of a trained network near chance."""
-        log.info("\n%s%s", self.table(), f"; options: {', '.join(options)}" if options else "")
+        """Log the table and the ``options`` in use; warn of a trained network near chance."""
+        used = ""
+        if options:
+            used = f"; options: {', '.join(options)}"
+        log.info("\n%s%s", self.table(), used)
         low = self.near_chance()
         if trained and low:
-            log.warning("rank-1 is below twice chance (%s): is the network trained, and on these data?", ", ".join(low))
+            log.warning(
+                "rank-1 is below twice chance (%s): is the network trained, and on these data?",
+                ", ".join(low),
+            )
 
     def to_json(self) -> dict:
+        """All scores, as plain types."""
         rows = []
-        for (protocol, feature), found in self.scores.items():
-            pairs = self.mean_and_std(protocol, feature).items()
-            mean, std = ({name: pair[i] for name, pair in pairs} for i in (0, 1))
-            trials = [{"trial": trial, **own._asdict(), "cmc": own.cmc.tolist()} for trial, own in found.items()]
-            rows.append({"protocol": protocol, "feature": feature, "mean": mean, "std": std, "trials": trials})
-        return {"counts": {protocol: own._asdict() for protocol, own in self.counts.items()}, "results": rows}
-
-
-# ---- extraction -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def extract_features(net: nn.Module, batches: Iterable[tuple], n: int, kinds=KINDS, flip=False) -> dict:
-    """Embed n images: {"fc": (n, parts * low_dim), "pool5": (n, parts * C)}, float arrays.
-
-    Each process of a run embeds its own ``batches``, and all get the features of all.
-
-    Args:
-        net: called as ``net(visible=images)`` or ``net(thermal=images)`` in evaluation mode, gives (pool5, fc).
-        batches: (modality, rows, images): "visible" or "thermal", the images' places among the n, and normalised
-            images (b, 3, height, width) on the device of ``net``.
-        kinds: the features to keep.
-        flip: average those of the image and of its mirror image, and normalise each of the ``net.num_parts`` stripes.
-
-    FloatingPointError: a feature is not finite.
-    """
-    was_training, features = net.training, {}
-    net.eval()
-    for modality, rows, images in batches:
-        found = dict(zip(("pool5", "fc"), net(**{modality: images}), strict=True))
-        mirrored = dict(zip(("pool5", "fc"), net(**{modality: images.flip(3)}), strict=True)) if flip else {}
-        for kind in kinds:
-            values = found[kind]
-            if flip:
-                stripes = (values + mirrored[kind]).unflatten(1, (net.num_parts, -1))
-                values = F.normalize(stripes, dim=2).flatten(1)
-            values = values.cpu().numpy()
-            if not np.isfinite(values).all():
-                raise FloatingPointError(f"{kind} features of {modality} images are not finite: the network is broken")
-            features.setdefault(kind, np.zeros((n, values.shape[1]), values.dtype))[rows] = values
-    net.train(was_training)
-    for values in features.values() if dist.is_initialized() else ():
-        dist.all_reduce(torch.from_numpy(values))  # each row is zero on all processes but one
-    return features
+        for (protocol, kind), trials in self.scores.items():
+            mean, std = self.mean_and_std(protocol, kind)
+            trial_rows = []
+            for trial, scores in trials.items():
+                trial_rows.append({"trial": trial, **asdict(scores), "cmc": scores.cmc.tolist()})
+            rows.append(
+                {
+                    "protocol": protocol,
+                    "feature": kind,
+                    "mean": mean,
+                    "std": std,
+                    "trials": trial_rows,
+                }
+            )
+        counts = {protocol: asdict(counts) for protocol, counts in self.counts.items()}
+        return {"counts": counts, "results": rows}

@@ -1,70 +1,116 @@
-"""The Hetero-Center loss (paper, section 3.3), and the named terms that a training step adds up."""
-
-from collections.abc import Callable
-from typing import NamedTuple
+"""The loss: cross-entropy plus the Hetero-Center loss, for each stripe (paper, section 3.3)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DISTANCES = {  # between (..., dim) centers; as published, l2 is squared and a sum over the dimensions, l1 their mean
-    "l2": lambda a, b: (a - b).pow(2).sum(-1),
-    "l1": lambda a, b: (a - b).abs().mean(-1),
-    "cos": lambda a, b: 1 - F.cosine_similarity(a, b, dim=-1),
-}
+
+def l2_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(..., dim), (..., dim) -> (...): the squared Euclidean distance, as in the original code."""
+    return (a - b).pow(2).sum(-1)
+
+
+def l1_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(..., dim), (..., dim) -> (...): the mean absolute difference, as in the original code."""
+    return (a - b).abs().mean(-1)
+
+
+def cos_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(..., dim), (..., dim) -> (...): 1 minus the cosine similarity."""
+    return 1 - F.cosine_similarity(a, b, dim=-1)
+
+
+DISTANCES = {"l2": l2_distance, "l1": l1_distance, "cos": cos_distance}
 
 
 def person_centers(feats: Tensor, labels: Tensor, persons: Tensor) -> Tensor:
-    """The mean (..., P, dim) of each of the (P,) ``persons``, of (..., N, dim) features with (N,) labels."""
-    same = (persons[:, None] == labels).to(feats)  # (P, N); persons may repeat: `unique()` would force a GPU sync
-    return same @ feats / same.sum(1, keepdim=True)
+    """The mean feature of each of some persons.
+
+    Args:
+        feats: (..., N, dim).
+        labels: (N,) the person of each row.
+        persons: (P,) labels, each of which may occur several times.
+
+    Returns:
+        (..., P, dim); NaN for a person without rows.
+    """
+    is_of_person = (persons[:, None] == labels).to(feats)  # (P, N)
+    return is_of_person @ feats / is_of_person.sum(1, keepdim=True)
 
 
 class HeteroCenterLoss(nn.Module):
-    """L_HC = sum over the persons of a batch of max(0, d(visible center, thermal center) - margin); d is dist_type."""
+    """Sum over the persons of a batch of max(0, d(visible center, thermal center) - margin).
+
+    Args:
+        margin: distance up to which two centers cost nothing.
+        dist_type: d, a key of `DISTANCES`.
+    """
 
     def __init__(self, margin: float = 0.0, dist_type: str = "l2"):
         super().__init__()
-        self.margin, self.distance = margin, DISTANCES[dist_type]
+        self.margin = margin
+        self.distance = DISTANCES[dist_type]
 
-    def forward(self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor) -> Tensor:
-        """(..., N, dim) and (..., M, dim) features of the same persons, in any order (FIDELITY 19) -> (...)."""
+    def forward(
+        self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor
+    ) -> Tensor:
+        """(..., N, dim) and (..., M, dim) features of the same persons, in any order -> (...).
+
+        Rows are grouped by label (FIDELITY 19).
+        """
+        # One center for each visible row. To find the distinct persons first, by torch.unique,
+        # would make the program wait for the GPU.
         visible_centers = person_centers(visible, visible_labels, visible_labels)
         thermal_centers = person_centers(thermal, thermal_labels, visible_labels)
-        # relu keeps NaN, and gives persons within the margin a 0 that back-propagates (FIDELITY 18).
-        beyond = F.relu(self.distance(visible_centers, thermal_centers) - self.margin)  # (..., N)
-        repeats = (visible_labels[:, None] == visible_labels).sum(1)  # rows of each row's person, who counts once
-        return (beyond / repeats).sum(-1)
+        distance = self.distance(visible_centers, thermal_centers)  # (..., N)
+        # relu keeps NaN, and gives persons within the margin a 0 with a gradient (FIDELITY 18).
+        beyond_margin = F.relu(distance - self.margin)
+        rows_of_person = (visible_labels[:, None] == visible_labels).sum(1)  # (N,)
+        return (beyond_margin / rows_of_person).sum(-1)
 
 
-class Term(NamedTuple):
-    """A term of the loss, known by its name to logs, metrics.jsonl, TensorBoard and pictures."""
+class Criterion(nn.Module):
+    """Cross-entropy plus ``w_hc`` times the Hetero-Center loss, for each stripe.
 
-    name: str
-    weight: float
-    value: Callable[..., Tensor]  # (logits, visible feats, thermal feats, labels of both) -> a value per stripe
-    sums_persons: bool  # it is a sum over the persons of a batch, not a mean over images
+    A further term of the loss is one more entry of the dict and one more summand of "loss".
 
-    def of(self, logits: Tensor, feats: Tensor, *labels: Tensor) -> Tensor:
-        """(S, N + M, classes), (S, N + M, dim), (N,), (M,) -> (S,). It sees the persons of this process only."""
-        # DDP averages over the processes; what is a sum over persons has to be added up instead (FIDELITY 10).
-        scale = torch.distributed.get_world_size() if self.sums_persons and torch.distributed.is_initialized() else 1
-        return scale * self.value(logits, *feats.split([*map(len, labels)], dim=1), *labels)
+    Args:
+        w_hc: weight of the Hetero-Center loss.
+        margin, dist_type: as `HeteroCenterLoss` takes them.
+        world_size: number of processes that share a batch.
+    """
 
+    def __init__(
+        self, w_hc: float, margin: float = 0.0, dist_type: str = "l2", world_size: int = 1
+    ):
+        super().__init__()
+        self.w_hc = w_hc
+        self.hetero_center = HeteroCenterLoss(margin, dist_type)
+        self.world_size = world_size
 
-def loss_terms(args) -> list[Term]:
-    """What a step adds up; flags ``w_hc``, ``thd`` and ``dist_type`` of ``args``. A new term is one more entry."""
-    hetero_center = HeteroCenterLoss(args.thd, args.dist_type)
+    def forward(
+        self, logits: Tensor, feats: Tensor, visible_labels: Tensor, thermal_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of each stripe by name.
 
-    def ce(logits, visible, thermal, *labels):
-        return torch.stack([F.cross_entropy(stripe, torch.cat(labels)) for stripe in logits])
+        Args:
+            logits: (S, N + M, n_class) of S stripes, N visible rows and then M thermal ones.
+            feats: (S, N + M, dim).
+            visible_labels, thermal_labels: (N,) and (M,).
 
-    def hc(logits, visible, thermal, *labels):
-        return hetero_center(visible, thermal, *labels)
+        Returns:
+            {"loss": what is minimised, "CE": cross-entropy, "HC": Hetero-Center loss}, (S,) each.
+        """
+        labels = torch.cat([visible_labels, thermal_labels])
+        visible, thermal = feats.split([len(visible_labels), len(thermal_labels)], dim=1)
 
-    return [Term("CE", 1.0, ce, sums_persons=False), Term("HC", args.w_hc, hc, sums_persons=True)]
+        ce = torch.stack([F.cross_entropy(stripe_logits, labels) for stripe_logits in logits])
+        hc = self.hetero_center(visible, thermal, visible_labels, thermal_labels)
+        # Gradients are averaged over processes, but HC sums over persons, of whom each process
+        # has its own (FIDELITY 10).
+        hc = self.world_size * hc
 
-
-def total(terms: list[Term], losses: dict) -> Tensor | float:
-    """The weighted sum of the terms. A step minimises its sum over the stripes; the log shows its mean over them."""
-    return sum(term.weight * losses[term.name] for term in terms)
+        loss = ce
+        if self.w_hc:
+            loss = loss + self.w_hc * hc
+        return {"loss": loss, "CE": ce, "HC": hc}

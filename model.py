@@ -1,18 +1,29 @@
-"""The network: a backbone per modality, six stripes, a head and a classifier per stripe (paper, section 3.2)."""
+"""The network: a backbone per modality, stripes with a head and a classifier each (section 3.2)."""
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from eval_metrics import FEATURE_KINDS
+from utils import InputError, read_torch_file, resource_advice, short_reason
+
+# ---- backbones ----------------------------------------------------------------------------------
+
 
 class MapResNet(ResNet):
-    """torchvision's ResNet up to its feature map: (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up.
+    """torchvision's ResNet up to its feature map, with stride 1 in layer4.
 
-    layer4 has stride 1. ``fc`` is unused; it is kept for the keys of published checkpoints (FIDELITY 21).
+    (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up. ``fc`` is unused: it is
+    kept for the keys of published checkpoints (FIDELITY 21).
     """
 
     def __init__(self, block: type[nn.Module], layers: list[int]):
@@ -23,20 +34,107 @@ class MapResNet(ResNet):
         self.fc.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.relu(x)
+        x = self.maxpool(x)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        return self.layer4(x)
 
 
-BACKBONES = {  # --arch, a name of torchvision's for its weights: how to make it, the channels of its feature map
-    "resnet50": (lambda: MapResNet(Bottleneck, [3, 4, 6, 3]), 2048),
-    "resnet18": (lambda: MapResNet(BasicBlock, [2, 2, 2, 2]), 512),
+@dataclass(frozen=True)
+class Backbone:
+    """How to make a backbone, and where its pretrained weights come from."""
+
+    build: Callable[[], nn.Module]  # images (N, 3, height, width) -> maps (N, C, rows, columns)
+    channels: int  # C
+    imagenet_weights: Callable[[], dict[str, Tensor]]  # its state_dict, trained on ImageNet
+
+
+def build_resnet50() -> nn.Module:
+    return MapResNet(Bottleneck, [3, 4, 6, 3])
+
+
+def build_resnet18() -> nn.Module:
+    return MapResNet(BasicBlock, [2, 2, 2, 2])
+
+
+def resnet50_weights() -> dict[str, Tensor]:
+    """torchvision's first ImageNet weights, downloaded once."""
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    return weights.get_state_dict(check_hash=True)
+
+
+def resnet18_weights() -> dict[str, Tensor]:
+    """torchvision's first ImageNet weights, downloaded once."""
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    return weights.get_state_dict(check_hash=True)
+
+
+BACKBONES = {  # by --arch
+    "resnet50": Backbone(build_resnet50, 2048, resnet50_weights),
+    "resnet18": Backbone(build_resnet18, 512, resnet18_weights),
 }
+
+
+def build_backbone(arch: str, pretrained: str) -> nn.Module:
+    """A backbone with pretrained weights.
+
+    Args:
+        arch: a key of `BACKBONES`.
+        pretrained: "imagenet", "none" (random weights) or a file with a state_dict.
+
+    Raises:
+        InputError: there is no such backbone; the weights are missing, or of another network.
+    """
+    if arch not in BACKBONES:
+        raise InputError(f"--arch {arch}: give one of {', '.join(BACKBONES)}")
+    backbone = BACKBONES[arch].build()
+    if pretrained == "none":
+        return backbone
+    if pretrained == "imagenet":
+        weights = download_weights(arch)
+    else:
+        try:
+            weights = read_torch_file(pretrained)
+        except InputError as error:
+            raise InputError(f"--pretrained {pretrained}: {error}") from error
+    try:
+        backbone.load_state_dict(weights)
+    except (TypeError, RuntimeError, AttributeError) as error:  # of another network
+        if resource_advice(error):
+            raise
+        reason = short_reason(error)
+        raise InputError(
+            f"--pretrained {pretrained} does not hold {arch} weights ({reason})"
+        ) from error
+    return backbone
+
+
+def download_weights(arch: str) -> dict[str, Tensor]:
+    try:
+        return BACKBONES[arch].imagenet_weights()
+    except (OSError, RuntimeError) as error:  # no network, no disk space, a wrong hash
+        if resource_advice(error):
+            raise
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        reason = short_reason(error)
+        raise InputError(
+            f"--pretrained imagenet: the weights of {arch} cannot be downloaded ({reason}): put "
+            f"torchvision's IMAGENET1K_V1 into {folder}, or give --pretrained FILE or none"
+        ) from error
+
+
+# ---- the network --------------------------------------------------------------------------------
 
 
 class EmbedNet(nn.Module):
     """Two backbones without shared weights, then stripe heads that both modalities share.
 
-    The state_dict has the keys, shapes and order of the published checkpoints.
+    The state_dict has the keys, shapes and order of the published checkpoints. Heads are
+    ``feature1``, ``feature2``, ..., classifiers ``classifier1``, ...: each may be replaced.
 
     Args:
         n_class: number of training persons (395 for SYSU-MM01, 206 for RegDB).
@@ -44,10 +142,11 @@ class EmbedNet(nn.Module):
         drop: dropout rate before the classifiers; 0 leaves the layer out.
         arch: a key of `BACKBONES`.
         num_parts: number of horizontal stripes.
-        pretrained: what both backbones start from: "imagenet" (torchvision's IMAGENET1K_V1, downloaded once), "none"
-            (random weights, the same for both) or a file with a state_dict of torchvision's.
+        pretrained: weights that both backbones start from, as `build_backbone` takes it. Random
+            weights, too, are the same for both.
 
-    ValueError: there is no such backbone. OSError: the pretrained weights cannot be had, or are of another network.
+    Raises:
+        InputError: there is no such backbone, or its pretrained weights cannot be had.
     """
 
     def __init__(
@@ -60,58 +159,76 @@ class EmbedNet(nn.Module):
         pretrained: str = "imagenet",
     ):
         super().__init__()
-        if arch not in BACKBONES:
-            raise ValueError(f"arch is {arch!r}: give one of {', '.join(BACKBONES)}")
-        make, channels = BACKBONES[arch]
-        backbone, self.num_parts = make(), num_parts
-        if pretrained != "none":
-            _load_pretrained(backbone, arch, pretrained)
+        self.num_parts = num_parts
+        backbone = build_backbone(arch, pretrained)
+        channels = BACKBONES[arch].channels
+        self.feature_dims = {"fc": num_parts * low_dim, "pool5": num_parts * channels}
         # The nested names are those of the published checkpoints.
         self.visible_net = nn.ModuleDict({"visible": backbone})
         self.thermal_net = nn.ModuleDict({"thermal": copy.deepcopy(backbone)})
-        self.heads = [StripeHead(channels, low_dim) for _ in range(num_parts)]  # not a ModuleList: keys as published
-        self.classifiers = [StripeClassifier(low_dim, n_class, drop) for _ in range(num_parts)]
-        for name, modules in (("feature", self.heads), ("classifier", self.classifiers)):
-            for i, module in enumerate(modules, 1):
-                self.add_module(f"{name}{i}", module)
+        for i in range(1, num_parts + 1):
+            self.add_module(f"feature{i}", StripeHead(channels, low_dim))
+        for i in range(1, num_parts + 1):
+            self.add_module(f"classifier{i}", StripeClassifier(low_dim, n_class, drop))
 
-    def forward(self, visible: Tensor | None = None, thermal: Tensor | None = None) -> tuple:
-        """Embed (N, 3, height, width) normalised visible images, thermal images, or both: then visible rows come first.
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The head of each stripe, from the top of the image down."""
+        return [getattr(self, f"feature{i}") for i in range(1, self.num_parts + 1)]
+
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        """The classifier of each stripe, from the top of the image down."""
+        return [getattr(self, f"classifier{i}") for i in range(1, self.num_parts + 1)]
+
+    def forward(
+        self, visible: Tensor | None = None, thermal: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]] | tuple[Tensor, Tensor]:
+        """Embed visible images, thermal images, or both: visible rows come first, then thermal.
+
+        Args:
+            visible, thermal: (N, 3, height, width) normalised images.
 
         Returns:
-            In training (logits, feats): a (N, n_class) tensor and an L2-normalised (N, low_dim) tensor per stripe.
-            In evaluation (pool5, fc): (N, num_parts * C) and (N, num_parts * low_dim), each stripe L2-normalised.
+            In training (logits, feats): num_parts x (N, n_class) and num_parts x (N, low_dim), the
+            features L2-normalised. In evaluation (pool5, fc): (N, num_parts * C) and
+            (N, num_parts * low_dim), each stripe L2-normalised.
 
-        ValueError: no images, or images not tall enough for the stripes.
+        Raises:
+            InputError: no images, or images not tall enough for the stripes.
         """
-        stripes = _stripes(self.feature_maps(visible, thermal), self.num_parts)  # num_parts x (N, C)
-        feats = [head(stripe) for head, stripe in zip(self.heads, stripes, strict=True)]  # num_parts x (N, low_dim)
-        if not self.training:
-            return torch.cat([*map(_l2_normalise, stripes)], dim=1), torch.cat([*map(_l2_normalise, feats)], dim=1)
-        logits = [classify(feat) for classify, feat in zip(self.classifiers, feats, strict=True)]
-        return logits, [_l2_normalise(feat) for feat in feats]
+        maps = self.feature_maps(visible, thermal)  # (N, C, rows, columns)
+        stripes = pool_stripes(maps, self.num_parts)  # num_parts x (N, C)
+        feats = [head(stripe) for head, stripe in zip(self.heads, stripes, strict=True)]
+        if self.training:
+            logits = [
+                classifier(feat) for classifier, feat in zip(self.classifiers, feats, strict=True)
+            ]
+            return logits, [l2_normalise(feat) for feat in feats]
+        pool5 = torch.cat([l2_normalise(stripe) for stripe in stripes], dim=1)
+        fc = torch.cat([l2_normalise(feat) for feat in feats], dim=1)
+        return pool5, fc
 
     def feature_maps(self, visible: Tensor | None = None, thermal: Tensor | None = None) -> Tensor:
-        """(N, C, height / 16, width / 16), rounded up: the backbones' output, before the stripes are pooled."""
-        sides = (self.visible_net["visible"], visible), (self.thermal_net["thermal"], thermal)
-        maps = [backbone(images) for backbone, images in sides if images is not None]
+        """The backbones' output, (N, C, height / 16, width / 16), rounded up."""
+        maps = []
+        if visible is not None:
+            maps.append(self.visible_net["visible"](visible))
+        if thermal is not None:
+            maps.append(self.thermal_net["thermal"](thermal))
         if not maps:
-            raise ValueError("nothing to embed: give visible images, thermal images or both")
+            raise InputError("nothing to embed: give visible images, thermal images or both")
         return torch.cat(maps)
-
-
-def to_device(net: EmbedNet, device: torch.device) -> EmbedNet:
-    """Move a network to ``device``, in the memory format of the images."""
-    return net.to(device, memory_format=torch.channels_last)
 
 
 class StripeHead(nn.Sequential):
     """(N, C) pooled stripe -> (N, low_dim) feature."""
 
     def __init__(self, channels: int, low_dim: int):
-        linear, norm = nn.Linear(channels, low_dim), nn.BatchNorm1d(low_dim)
+        linear = nn.Linear(channels, low_dim)
         nn.init.kaiming_normal_(linear.weight, a=0, mode="fan_out")
         nn.init.zeros_(linear.bias)
+        norm = nn.BatchNorm1d(low_dim)
         nn.init.normal_(norm.weight, 1.0, 0.01)
         nn.init.zeros_(norm.bias)
         super().__init__(OrderedDict(feat_block=nn.Sequential(linear, norm)))
@@ -124,56 +241,148 @@ class StripeClassifier(nn.Sequential):
         linear = nn.Linear(low_dim, n_class)
         nn.init.normal_(linear.weight, std=0.001)
         nn.init.zeros_(linear.bias)
-        dropout = [nn.Dropout(drop)] if drop > 0 else []
-        super().__init__(OrderedDict(classifier=nn.Sequential(nn.LeakyReLU(0.1), *dropout, linear)))
+        layers = [nn.LeakyReLU(0.1)]
+        if drop > 0:
+            layers.append(nn.Dropout(drop))
+        layers.append(linear)
+        super().__init__(OrderedDict(classifier=nn.Sequential(*layers)))
 
 
 def stripe_window(rows: int, num_parts: int = 6) -> tuple[int, int]:
-    """Feature rows of a stripe, and rows to the next: stripes may overlap (FIDELITY 20). ValueError: too few rows."""
-    if rows < num_parts:
-        raise ValueError(f"images are too low for {num_parts} stripes: --img_h must be {16 * num_parts - 15} or more")
-    stride = rows // num_parts
-    return rows - (num_parts - 1) * stride, stride
+    """Rows of a feature map in a stripe, and rows from one stripe to the next.
 
+    Stripes overlap where ``num_parts`` does not divide ``rows`` (FIDELITY 20).
 
-def _stripes(x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
-    """(N, C, H, W) -> num_parts x (N, C): means over row bands."""
-    rows = x.permute(0, 2, 3, 1).mean(2)  # (N, H, C): with the channels last the gradient is so, too
-    band, stride = stripe_window(rows.shape[1], num_parts)
-    if band == stride:  # the same as below, in simpler steps for the compiler
-        return rows.unflatten(1, (num_parts, band)).mean(2).unbind(1)
-    return rows.unfold(1, band, stride).mean(3).unbind(1)  # of (N, num_parts, C, band)
-
-
-def _l2_normalise(x: Tensor) -> Tensor:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # from half precision
-    return x / x.norm(dim=1, keepdim=True)  # no epsilon, as published
-
-
-def _load_pretrained(backbone: nn.Module, arch: str, pretrained: str) -> None:
-    try:
-        if pretrained == "imagenet":
-            state = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
-        else:
-            state = torch.load(pretrained, map_location="cpu", weights_only=True)
-        backbone.load_state_dict(state)
-    except Exception as error:  # no network, a wrong hash, weights of another network: all have the same remedy
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise OSError(f"--pretrained {pretrained} cannot be loaded ({reason}): give none, a file of {arch} weights, "
-                      f"or torchvision's IMAGENET1K_V1 in {torch.hub.get_dir()}/checkpoints") from error  # fmt: skip
-
-
-def network_of(checkpoint: dict, path: str, drop: float | None = None) -> EmbedNet:
-    """The network of the checkpoint read from ``path``; ``drop`` is the rate of its dropout, if the file does not say.
-
-    OSError: it does not hold a network of this method.
+    Raises:
+        InputError: there are fewer rows than stripes.
     """
+    if rows < num_parts:
+        least_height = 16 * num_parts - 15  # the backbone makes one row of 16 pixels, rounded up
+        raise InputError(
+            f"images are not tall enough: {rows} rows of features for --num-parts {num_parts}: "
+            f"give --img-h {least_height} or more, or fewer parts"
+        )
+    stride = rows // num_parts
+    height = rows - (num_parts - 1) * stride
+    return height, stride
+
+
+def pool_stripes(maps: Tensor, num_parts: int) -> tuple[Tensor, ...]:
+    """(N, C, rows, columns) maps -> num_parts x (N, C): the mean of each horizontal stripe."""
+    # (N, rows, C): with the channels last, the gradient of channels_last maps is so, too.
+    means_of_rows = maps.permute(0, 2, 3, 1).mean(2)
+    height, stride = stripe_window(means_of_rows.shape[1], num_parts)
+    if height == stride:
+        # The same as below, in steps that torch.compile makes faster code of.
+        return means_of_rows.unflatten(1, (num_parts, height)).mean(2).unbind(1)
+    return means_of_rows.unfold(1, height, stride).mean(3).unbind(1)
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """(N, dim) -> (N, dim) rows of length 1, float32 or wider."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast it is half precision
+    return x / x.norm(dim=1, keepdim=True)  # without an epsilon, as in the original code
+
+
+def to_device(net: EmbedNet, device: torch.device) -> EmbedNet:
+    """Move a network to ``device``, in the memory format of the images."""
+    return net.to(device, memory_format=torch.channels_last)
+
+
+# ---- checkpoints, features ----------------------------------------------------------------------
+
+
+def load_network(checkpoint: dict, path: str, drop: float | None = None) -> EmbedNet:
+    """The network of a checkpoint.
+
+    Args:
+        checkpoint: what `utils.load_checkpoint` read from ``path``.
+        path: for errors.
+        drop: the rate of dropout, for published checkpoints, which do not tell it.
+
+    Raises:
+        InputError: the checkpoint does not hold a network of this method.
+    """
+    config = checkpoint["config"]
+    rate = config.get("drop")
+    if rate is None:
+        rate = drop or 0.5  # any rate: the layer must be there, and testing does not use it
     try:
-        config = checkpoint["config"]
-        drop = (drop or 0.5) if config["drop"] is None else config["drop"]  # any rate: the layer must be there
-        net = EmbedNet(config["n_class"], config["low_dim"], drop, config["arch"], pretrained="none")
+        net = EmbedNet(
+            config["n_class"],
+            config["low_dim"],
+            rate,
+            config["arch"],
+            config["num_parts"],
+            pretrained="none",
+        )
         net.load_state_dict(checkpoint["net"])
-        return net
-    except Exception as error:  # whatever a stranger's file leads to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise OSError(f"{path} does not hold a network of this method ({reason})") from error
+    except Exception as error:  # malformed configs and weights make PyTorch raise many types
+        if resource_advice(error):
+            raise
+        reason = short_reason(error)
+        raise InputError(
+            f"{path} does not hold a network of this method ({reason}): give another --resume"
+        ) from error
+    return net
+
+
+@torch.no_grad()
+def extract_features(
+    net: EmbedNet,
+    batches: Iterable[tuple[str, np.ndarray, Tensor]],
+    n_images: int,
+    kinds: tuple[str, ...] = FEATURE_KINDS,
+    flip: bool = False,
+) -> dict[str, np.ndarray]:
+    """Embed images; each rank embeds its own ``batches``, and all get the features of all.
+
+    Args:
+        net: the network, in any mode; it is evaluated, without autocast.
+        batches: (modality, indices, images): "visible" or "thermal", where the images stand among
+            the ``n_images``, and (B, 3, height, width) normalised images on the device of ``net``.
+        n_images: their number on all ranks together.
+        kinds: the kinds of features to return.
+        flip: average the features of each image and its mirror image, stripe by stripe.
+
+    Returns:
+        {"fc": (n_images, num_parts * low_dim), "pool5": (n_images, num_parts * C)}, float32 or
+        wider.
+
+    Raises:
+        InputError: a feature is not finite.
+    """
+    dtype = torch.promote_types(next(net.parameters()).dtype, torch.float32)
+    features = {kind: torch.zeros(n_images, net.feature_dims[kind], dtype=dtype) for kind in kinds}
+    was_training = net.training
+    net.eval()
+    for modality, indices, images in batches:
+        embedded = embed(net, modality, images)
+        if flip:
+            mirrored = embed(net, modality, images.flip(3))
+            for kind in kinds:
+                both = embedded[kind] + mirrored[kind]
+                stripes = both.unflatten(1, (net.num_parts, -1))
+                embedded[kind] = F.normalize(stripes, dim=2).flatten(1)
+        for kind in kinds:
+            values = embedded[kind].cpu()
+            if not values.isfinite().all():
+                raise InputError(
+                    f"{kind} features of {modality} images are not finite: the weights are broken, "
+                    "give another checkpoint"
+                )
+            features[kind][torch.from_numpy(indices)] = values
+    net.train(was_training)
+    if dist.is_initialized():
+        for values in features.values():
+            dist.all_reduce(values)  # each row is zero on all ranks but one
+    return {kind: values.numpy() for kind, values in features.items()}
+
+
+def embed(net: EmbedNet, modality: str, images: Tensor) -> dict[str, Tensor]:
+    """(B, 3, height, width) images of one modality -> {"pool5": (B, ...), "fc": (B, ...)}."""
+    if modality == "visible":
+        pool5, fc = net(visible=images)
+    else:
+        pool5, fc = net(thermal=images)
+    return {"pool5": pool5, "fc": fc}

@@ -1,400 +1,749 @@
 """Train the two-stream network with cross-entropy and the Hetero-Center loss.
 
     python pre_process_sysu.py
-    python train.py --dataset sysu  --lr 0.008  --drop 0.0 --trial 1 --gpu 0 --epochs 60 --w_hc 0.6  --per_img 8
-    python train.py --dataset regdb --lr 0.0098 --drop 0.0 --trial 1 --gpu 0 --epochs 80 --w_hc 0.58 --per_img 8
+    python train.py --dataset sysu --lr 0.008 --epochs 60 --w_hc 0.6 --per_img 8
+    python train.py --dataset regdb --lr 0.0098 --epochs 80 --w_hc 0.58 --per_img 8 --trial 1
 
-Every second epoch is tested. --model_path gets <run>_last.t, <run>_best.t (best fc rank-1, selected on test data) and
-<run>_epoch_<n>.t; --log_path gets <run>.log and <run>/metrics.jsonl. --resume last goes on where the run stopped.
+Every second epoch is tested. --model-path gets <run>_last.t after each epoch, <run>_best.t (best
+rank-1 of fc features, selected on test data) and <run>_epoch_<n>.t. --log-path gets <run>.log and
+<run>/metrics.jsonl. The same command with --resume last resumes a run after its last epoch.
 """
 
 import argparse
 import contextlib
 import datetime
-import inspect
 import json
 import logging
 import math
 import os
 import shlex
-import sys
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
 from data_loader import IdentitySampler, ImageBatches, TrainBatches, load_training_set
-from data_manager import DATASETS, Search, Split, restrict
-from eval_metrics import Distances, Scores, center_distances, extract_features, score_search
-from loss import DISTANCES, Term, loss_terms, total
-from model import BACKBONES, EmbedNet, network_of, to_device
+from data_manager import DATASETS, EvalTrial, Split, keep_used
+from eval_metrics import Distances, Scores, center_distances, score_trial
+from loss import DISTANCES, Criterion
+from model import BACKBONES, EmbedNet, extract_features, load_network, to_device
+from utils import InputError
 
 LOG_EVERY = 20  # steps
-YES_NO = argparse.BooleanOptionalAction  # --flag or --no-flag
-PROGRESS = ("epoch", "step", "cmc", "mAP", "best", "metrics")  # of a run, as its checkpoints keep it
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEST_EVERY = 2  # epochs
+RUNTIME_FLAGS = (  # may change when a run is resumed; all others are the experiment
+    "data_path",
+    "workers",
+    "resume",
+    "model_path",
+    "log_path",
+    "test_batch",
+    "gpu",
+    "method",
+    "epochs",
+    "save_epoch",
+    "test_only",
+    "cache",
+    "tensorboard",
+)
 
 log = logging.getLogger(__name__)
 
 
-def build_parser() -> utils.Parser:
-    parser = utils.Parser(description=__doc__)
-    utils.add_shared_flags(parser, BACKBONES)
-    add, running = parser.optimisation.add_argument, parser.running.add_argument
-    parser.data.add_argument("--trial", type=int, choices=range(1, 11), default=1, help="RegDB's trial (%(default)s)")
-    add("--lr", type=float, help=f"learning rate; the backbones' is a tenth ({utils.by_dataset('lr')})")
-    add("--w_hc", type=float, help=f"weight of the Hetero-Center loss ({utils.by_dataset('w_hc')})")
-    add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
-    add("--dist-type", choices=[*DISTANCES], default="l2", help="distance of centers, l2 squared (%(default)s)")
-    add("--thd", type=float, default=0.0, help="margin of the Hetero-Center loss (%(default)s)")
-    add("--batch-size", type=int, default=32, help="images of each modality in a batch (%(default)s)")
-    add("--per_img", type=int, default=8, help="images per person and modality in a batch (%(default)s)")
-    add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01's search that selects _best (%(default)s)")
-    add("--seed", type=int, default=1, help="seed of everything random (%(default)s)")
-    add("--amp", choices=[*AMP], default="off", help="precision of the network: faster, rounds more (%(default)s)")
-    add("--tf32", action="store_true", help="use TF32 on a GPU: faster, rounds more")
-    add("--sync_bn", action=YES_NO, default=True, help="several GPUs: BatchNorm sees the whole batch (yes)")
-    add("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
-    add("--deterministic", action=YES_NO, default=True, help="repeat exactly on a GPU (yes)")
-    add("--pretrained", default="imagenet", help="weights to start from: imagenet, none or a file (%(default)s)")
-    running("--method", default="id", help="a word for the names of the run's files (%(default)s)")
-    running("--epochs", type=int, help=f"the last epoch: N trains N + 1 epochs, 0 to N ({utils.by_dataset('epochs')})")
-    running("--save_epoch", type=int, default=20, help="keep epochs after 10 that N divides; 0: none (%(default)s)")
-    running("--save_every_steps", type=int, metavar="N", help="save <run>_last.t within an epoch, too, every N steps")
-    running("--test-only", action="store_true", help="score the --resume checkpoint and stop")
-    running("--cache", choices=["auto", "device", "host"], default="auto", help="where images are kept (%(default)s)")
-    running("--tensorboard", action=YES_NO, default=True, help="write TensorBoard scalars (yes)")
+# ---- flags --------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = utils.new_parser(__doc__)
+    utils.add_shared_flags(parser, DATASETS, BACKBONES)
+    add_method_flags(parser.add_argument_group("the method and its training"))
+    add_machine_flags(parser.add_argument_group("precision, GPUs, reproducibility"))
+    add_runtime_flags(parser.add_argument_group("may change when a run is resumed"))
     return parser
 
 
+def add_method_flags(group: argparse.ArgumentParser) -> None:
+    """The method's own numbers, the optimizer and the batches."""
+    add = group.add_argument
+    lr = utils.defaults_of_datasets(DATASETS, "lr")
+    w_hc = utils.defaults_of_datasets(DATASETS, "w_hc")
+    positive_int = utils.positive_int
+    non_negative_float = utils.non_negative_float
+    distances = list(DISTANCES)
+    add("--trial", type=int, choices=range(1, 11), default=1, help="RegDB's trial (%(default)s)")
+    add("--lr", type=utils.positive_float, help=f"learning rate, of the backbones a tenth ({lr})")
+    add("--w-hc", type=non_negative_float, help=f"weight of the Hetero-Center loss ({w_hc})")
+    add("--thd", type=non_negative_float, default=0.0, help="margin of the Hetero-Center loss (0)")
+    add("--dist-type", choices=distances, default="l2", help="distance of centers (l2, squared)")
+    add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
+    add("--batch-size", type=positive_int, default=32, help="images per modality in a batch (32)")
+    add("--per-img", type=positive_int, default=8, help="of them, images per person (8)")
+    add("--pretrained", default="imagenet", help="start from: imagenet, none or a file (imagenet)")
+    add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search of _best (all)")
+
+
+def add_machine_flags(group: argparse.ArgumentParser) -> None:
+    """How the numbers are computed."""
+    add = group.add_argument
+    yes_or_no = argparse.BooleanOptionalAction
+    precisions = utils.PRECISIONS
+    add("--seed", type=utils.non_negative_int, default=1, help="random seed (%(default)s)")
+    add("--precision", choices=precisions, default="tf32", help="tf32 is PyTorch's default (tf32)")
+    add("--deterministic", action=yes_or_no, default=True, help="same result on a GPU each time")
+    add("--sync-bn", action=yes_or_no, default=True, help="BatchNorm sees the batch of all GPUs")
+    add(
+        "--compile",
+        action=yes_or_no,
+        default=False,
+        help="compile the network: a slow start, then faster",
+    )
+
+
+def add_runtime_flags(group: argparse.ArgumentParser) -> None:
+    """Flags of `RUNTIME_FLAGS` that test.py does not have."""
+    add = group.add_argument
+    yes_or_no = argparse.BooleanOptionalAction
+    caches = ["auto", "device", "host"]
+    epochs = utils.defaults_of_datasets(DATASETS, "epochs")
+    non_negative_int = utils.non_negative_int
+    add("--epochs", type=non_negative_int, help=f"last epoch: N trains epochs 0 to N ({epochs})")
+    save_help = "after epoch 10, also keep a checkpoint every N epochs; 0: none (20)"
+    add("--save-epoch", type=non_negative_int, default=20, metavar="N", help=save_help)
+    add("--method", default="id", help="run-name prefix (%(default)s)")
+    add("--test-only", action="store_true", help="test the --resume checkpoint, then stop")
+    add("--cache", choices=caches, default="auto", help="where training images are kept (auto)")
+    add("--tensorboard", action=yes_or_no, default=True, help="write TensorBoard scalars")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    args = build_parser().parse_args(argv)
-    if args.amp == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--amp fp16 needs a GPU: give bf16, or off")
-    args.trial = args.trial if DATASETS[args.dataset].trial_trains else None
+    args = utils.parse(build_parser(), argv)
+    utils.fill_dataset_defaults(args, DATASETS)
+    if not DATASETS[args.dataset].one_model_per_trial:
+        args.trial = None
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("--precision fp16 needs a GPU: give bf16, or leave it out")
     return args
 
 
+def experiment_flags(args: argparse.Namespace) -> dict[str, object]:
+    """The flags that decide what is computed."""
+    return {name: value for name, value in vars(args).items() if name not in RUNTIME_FLAGS}
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """The stem of the run's files: experiment flags that are not at their default are spelt out."""
+    parser = build_parser()
+    name = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}"
+    if args.trial is not None:
+        name += f"_trial{args.trial}"
+    for flag, value in experiment_flags(args).items():
+        if flag in ("dataset", "arch", "lr", "w_hc", "trial") or value == parser.get_default(flag):
+            continue
+        word = flag.replace("_", "")
+        if value is True:
+            name += f"_{word}"
+        elif value is False:
+            name += f"_no{word}"
+        else:
+            name += f"_{word}{os.path.basename(str(value))}"
+    return name
+
+
+# ---- one training run ---------------------------------------------------------------------------
+
+
+def main() -> None:
+    args = parse_args()
+    name = run_name(args)
+    utils.start_log(args, os.path.join(args.log_path, f"{name}.log"))
+    device = utils.select_device(args.gpu)
+    utils.seed_everything(args.seed, args.deterministic)
+    utils.set_precision(args.precision, device)
+
+    test_images, test_trial = load_test_set(args)
+    if args.test_only:
+        test_checkpoint(name, test_images, test_trial, device, args)
+        return
+
+    with lock_run(name, args):
+        checkpoint = find_run(name, args)
+        size = (args.img_h, args.img_w)
+        train_set = load_training_set(
+            DATASETS[args.dataset], args.data_path, args.trial, size, args.workers
+        )
+        log.info(
+            "train: %d persons, %d visible and %d infrared images",
+            train_set.n_class,
+            len(train_set.visible),
+            len(train_set.thermal),
+        )
+        sampler = IdentitySampler(
+            train_set.visible_labels,
+            train_set.thermal_labels,
+            args.batch_size,
+            args.per_img,
+            args.seed,
+        )
+        batches = TrainBatches(
+            train_set, sampler, size, device, args.cache, utils.rank(), utils.world_size()
+        )
+
+        net = build_network(train_set.n_class, checkpoint, args)
+        net = to_device(net, device)
+        wrapped_net = wrap_network(net, args)
+        criterion = Criterion(args.w_hc, args.thd, args.dist_type, utils.world_size())
+        optimizer = build_optimizer(net, args)
+        scaler = torch.amp.GradScaler(enabled=args.precision == "fp16")
+        run = Run(name, train_set.n_class, args)
+        start_epoch = run.resume(checkpoint, net, optimizer, scaler)
+
+        for epoch in range(start_epoch, args.epochs + 1):
+            utils.seed_epoch(args.seed, epoch)
+            lr = learning_rate(epoch, args.lr)
+            set_learning_rate(optimizer, lr)
+            metrics = {"epoch": epoch, "lr": lr}
+            metrics |= train_epoch(wrapped_net, criterion, optimizer, batches, epoch, args, scaler)
+            scores = None
+            if epoch > 0 and epoch % TEST_EVERY == 0:
+                scores, test_metrics = evaluate(net, test_images, test_trial, device, args)
+                metrics |= test_metrics
+            run.finish_epoch(epoch, metrics, scores, net, optimizer, scaler)
+        log.info("epoch %d was the last one; to score it: %s", run.epoch, score_command(run, args))
+
+
 def learning_rate(epoch: int, base_lr: float) -> float:
-    """The rate of heads and classifiers: base_lr before epoch 30, a tenth before 60, then a hundredth."""
+    """The rate of heads and classifiers: base_lr before epoch 30, a tenth before 60, then 1/100."""
     return base_lr * 0.1 ** min(epoch // 30, 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Each parameter group gets ``lr`` times its own factor, "lr_scale"."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def build_network(n_class: int, checkpoint: dict | None, args: argparse.Namespace) -> EmbedNet:
+    """A new network; or the one of a checkpoint, whose weights need no pretrained ones."""
+    if checkpoint is None:
+        return EmbedNet(
+            n_class, args.low_dim, args.drop, args.arch, args.num_parts, args.pretrained
+        )
+    trained_persons = checkpoint["config"].get("n_class")
+    if trained_persons != n_class:
+        raise InputError(
+            f"{args.resume} was trained on {trained_persons} persons, "
+            f"but --data-path {args.data_path} has {n_class}"
+        )
+    if checkpoint["config"].get("drop", 0) is None and not args.drop:
+        raise InputError(
+            f"{args.resume} was trained with dropout, but does not say at which rate: give --drop"
+        )
+    return load_network(checkpoint, args.resume, args.drop)
+
+
+def wrap_network(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
+    """The network as training calls it: distributed under torchrun, and compiled by --compile.
+
+    Gradients are averaged over the ranks, and BatchNorm sees the whole batch (FIDELITY 10).
+    """
+    wrapped_net = net
+    if utils.is_distributed():
+        if args.sync_bn:
+            wrapped_net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        try:
+            wrapped_net = DistributedDataParallel(wrapped_net)
+        except ValueError as error:  # SyncBatchNorm needs GPUs
+            raise InputError(f"{error}: on a CPU add --no-sync-bn, which is not exact") from error
+    if args.compile:
+        wrapped_net = torch.compile(wrapped_net)
+    return wrapped_net
 
 
 def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or Adam, weight decay 5e-4 (``args.optim``, ``args.lr``).
 
-    Group 0 is the two backbones at a tenth of the rate; as published, a group for each head and classifier follows.
+    Group 0 is the two backbones at a tenth of the rate. As in the original code, a group for each
+    head and classifier follows. A further group's "lr" is kept in proportion to ``args.lr``.
     """
     backbones = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
     groups = [{"params": backbones, "lr": 0.1 * args.lr}]
-    groups += [{"params": module.parameters()} for module in net.heads + net.classifiers]
+    for module in net.heads + net.classifiers:
+        groups.append({"params": module.parameters(), "lr": args.lr})
+    for group in groups:
+        group["lr_scale"] = group["lr"] / args.lr
+
     if args.optim == "adam":
-        optimizer = torch.optim.Adam(groups, lr=args.lr, weight_decay=5e-4, fused=True)
-    else:
-        optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
-        # Momentum starts at zero; fused SGD would leave it uninitialised if the first fp16 step overflows.
-        for parameter in net.parameters():
-            if parameter.requires_grad:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return torch.optim.Adam(groups, weight_decay=5e-4, fused=True)
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
+    # Momentum starts at zero. Fused SGD would leave it undefined if the first fp16 step overflows.
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def train_step(
-    net: torch.nn.Module,
+    net: nn.Module,
+    criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, ...],
-    terms: list[Term],
-    amp: torch.dtype | None = None,
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
+    amp_dtype: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One update of the network, without a GPU sync.
+    """One update of the network. The program does not wait for the GPU.
 
     Args:
-        batch: (visible, thermal, visible_labels, thermal_labels) as `TrainBatches` yields them.
-        terms: what is minimised, as `loss.loss_terms` gives it.
-        amp: precision of the network, if not its own; the losses are computed in float32 at least.
+        net: gives (logits, feats), as `EmbedNet` does in training.
+        criterion: gives the losses by name; "loss" is minimised.
+        optimizer: of the parameters of ``net``.
+        batch: (visible, thermal, visible_labels, thermal_labels), as `TrainBatches` yields them.
+        amp_dtype: the network is computed in it under autocast, losses in float32 or wider.
         scaler: of the gradients, which torch.float16 needs.
 
     Returns:
-        The losses by name, (stripes,) each, and the accuracy of the classifiers.
+        The losses of each stripe by name, (S,) each, and the accuracy of the classifiers.
     """
-    visible, thermal, *labels = batch
-    with torch.autocast(visible.device.type, amp, enabled=amp is not None):
-        logits, feats = map(torch.stack, net(visible, thermal))  # (stripes, 2 batch_size, n_class or low_dim)
+    visible, thermal, visible_labels, thermal_labels = batch
+    with torch.autocast(visible.device.type, amp_dtype, enabled=amp_dtype is not None):
+        logits, feats = net(visible, thermal)
+    logits = torch.stack(logits)  # (S, N + M, n_class)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = {term.name: term.of(logits, feats, *labels) for term in terms}
-    loss = total(terms, losses).sum()  # over the stripes
+    feats = torch.stack(feats)  # (S, N + M, low_dim)
+    losses = criterion(logits, feats, visible_labels, thermal_labels)
+
+    if scaler is None:
+        scaler = torch.amp.GradScaler(enabled=False)  # which does nothing
     optimizer.zero_grad(set_to_none=True)
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
-    scaler.scale(loss).backward()
+    scaler.scale(losses["loss"].sum()).backward()  # the sum over the stripes
     scaler.step(optimizer)
     scaler.update()
-    accuracy = (logits.argmax(2) == torch.cat(labels)).double().mean()
-    return {name: value.detach() for name, value in losses.items()}, accuracy
+
+    labels = torch.cat([visible_labels, thermal_labels])
+    accuracy = (logits.argmax(2) == labels).double().mean()
+    return {name: loss.detach() for name, loss in losses.items()}, accuracy
 
 
-def train_epoch(run: "Run", batches: TrainBatches, epoch: int) -> None:
-    """Train the steps of an epoch that are left; log means over its steps. FloatingPointError: a loss is not finite."""
-    args, steps, lr = run.args, batches.sampler.steps, learning_rate(epoch, run.args.lr)
-    for number, group in enumerate(run.optimizer.param_groups):
-        group["lr"] = lr if number else 0.1 * lr
-    run.net.train()
-    first, begin = run.step, time.perf_counter()
-    for batch in batches.epoch(epoch, first):
-        losses, accuracy = train_step(run.wrapped_net, run.optimizer, batch, run.terms, AMP[args.amp], run.scaler)
-        run.sums += utils.process_mean(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
-        run.step += 1
-        if run.step % LOG_EVERY == 0 or run.step == steps:  # reading the sums is a GPU sync
-            words = "  ".join(f"{name} {mean:.4f}" for name, mean in run.means().items())
-            pace = (time.perf_counter() - begin) / (run.step - first)  # seconds a step
-            words += f"  lr {lr:g}  {2 * args.batch_size / pace:.0f} images/s"
-            left = datetime.timedelta(seconds=round(pace * ((args.epochs - epoch + 1) * steps - run.step)))
-            log.info(f"epoch {epoch:3d} step {run.step:4d}/{steps}  {words}  {left} left")
-        run.after_step()
+def train_epoch(
+    net: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: TrainBatches,
+    epoch: int,
+    args: argparse.Namespace,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, float]:
+    """Train one epoch; the means over its steps of each loss (per stripe) and of the accuracy.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    net.train()
+    amp_dtype = utils.AMP_DTYPES.get(args.precision)
+    start_time = time.perf_counter()
+    sums = 0
+    means = {}
+    for step, batch in enumerate(batches.epoch(epoch), 1):
+        losses, accuracy = train_step(net, criterion, optimizer, batch, amp_dtype, scaler)
+        values = [loss.mean() for loss in losses.values()]
+        values = torch.stack([value.double() for value in [*values, accuracy]])
+        sums = sums + utils.mean_over_ranks(values)
+        if step % LOG_EVERY == 0 or step == len(batches):
+            means = mean_metrics(sums / step, [*losses, "accuracy"])  # waits for the GPU
+            log_progress(epoch, step, len(batches), means, start_time, args)
+            check_loss(means["loss"], epoch, step, args)
+    return means
 
 
-def evaluate(net: EmbedNet, images: Split, search: Search, args: argparse.Namespace) -> tuple[Scores, dict[str, float]]:
-    """Log the scores of the fc and the pool5 features; returns those of fc, and what metrics.jsonl records of both."""
-    size, device = (args.img_h, args.img_w), next(net.parameters()).device
-    batches = ImageBatches(images, size, args.test_batch, args.workers, device, utils.share())
-    for buffer in net.buffers() if dist.is_initialized() else ():
-        dist.broadcast(buffer, 0)  # --no-sync_bn lets BatchNorm differ, and each process embeds a part of the images
-    scores, line = {}, {}
-    for kind, values in extract_features(net, batches, len(images.paths)).items():
-        distances = Distances(values[search.query], values[search.gallery])
-        scores[kind] = score_search(search, images, distances, DATASETS[args.dataset])
-        log.info(f"test {kind:6s} {scores[kind]}")
-        line |= {f"{kind}_{name}": value for name, value in scores[kind].measures().items()}
-        line |= {f"{kind}_{whose}_centers": value for whose, value in center_distances(values, images).items()}
-    return scores["fc"], line
+def mean_metrics(means: Tensor, names: list[str]) -> dict[str, float]:
+    return dict(zip(names, means.tolist(), strict=True))
 
 
-def main() -> None:
-    args, parser = parse_args(), build_parser()
-    name, dataset, size = run_name(args), DATASETS[args.dataset], (args.img_h, args.img_w)
-    utils.start_log(args, os.path.join(args.log_path, f"{name}.log"))
-    rank = utils.share()[0]
-    device = utils.select_device(args.gpu, args.batch_size // args.per_img)
-    utils.seed_everything(args.seed + rank, args.deterministic, args.tf32)  # dropout differs between processes
+def check_loss(loss: float, epoch: int, step: int, args: argparse.Namespace) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"epoch {epoch}, step {step}: the loss is not finite: "
+            f"lower --lr {args.lr:g} or --w-hc {args.w_hc:g}"
+        )
+
+
+def log_progress(
+    epoch: int,
+    step: int,
+    n_steps: int,
+    means: dict[str, float],
+    start_time: float,
+    args: argparse.Namespace,
+) -> None:
+    seconds_per_step = (time.perf_counter() - start_time) / step
+    images_per_second = 2 * args.batch_size / seconds_per_step
+    steps_left = (args.epochs - epoch + 1) * n_steps - step
+    time_left = datetime.timedelta(seconds=round(steps_left * seconds_per_step))
+    words = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+    lr = learning_rate(epoch, args.lr)
+    log.info(
+        f"epoch {epoch:3d} step {step:4d}/{n_steps}  {words}  lr {lr:g}  "
+        f"{images_per_second:.0f} images/s  {time_left} left"
+    )
+
+
+# ---- tests during training ----------------------------------------------------------------------
+
+
+def load_test_set(args: argparse.Namespace) -> tuple[Split, EvalTrial]:
+    """The trial that training tests on: the first one of the default protocol (FIDELITY 23).
+
+    Of SYSU-MM01 that is one single-shot gallery of --mode, of RegDB the run's own --trial.
+    """
+    dataset = DATASETS[args.dataset]
     images = dataset.test(args.data_path, args.trial)
-    # The first protocol and its first gallery (FIDELITY 23).
-    searches = dataset.searches(images, vars(args), [args.trial] if args.trial else dataset.trials[:1])
-    images, (search,) = restrict(images, searches)
-    if args.test_only:
-        args.resume = f"{name}_last.t" if args.resume in ("", "last") else args.resume
-        checkpoint, path = utils.open_checkpoint(args, [flag.dest for flag in parser.shapes()])
-        log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
-        evaluate(to_device(network_of(checkpoint, path, args.drop), device), images, search, args)
+    number = args.trial if dataset.one_model_per_trial else dataset.trials[0]
+    trials = dataset.eval_trials(images, {"mode": args.mode}, [number])
+    images, trials = keep_used(images, trials)
+    return images, trials[0]
+
+
+def evaluate(
+    net: EmbedNet, images: Split, trial: EvalTrial, device: torch.device, args: argparse.Namespace
+) -> tuple[Scores, dict[str, float]]:
+    """Test both kinds of features on one trial; the scores of fc, and the metrics of both."""
+    if utils.is_distributed():
+        # With --no-sync-bn the statistics of BatchNorm differ between ranks, and each rank embeds
+        # a part of the images.
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
+    batches = ImageBatches(
+        images,
+        (args.img_h, args.img_w),
+        args.test_batch,
+        args.workers,
+        device,
+        utils.rank(),
+        utils.world_size(),
+    )
+    dataset = DATASETS[args.dataset]
+    scores = {}
+    metrics = {}
+    for kind, values in extract_features(net, batches, len(images)).items():
+        distances = Distances(values[trial.query], values[trial.gallery])
+        scores[kind] = score_trial(trial, images, distances, dataset)
+        log.info("test %-6s %s", kind, scores[kind])
+        for name, value in scores[kind].measures().items():
+            metrics[f"{kind}_{name}"] = value
+        for name, value in center_distances(values, images).items():
+            metrics[f"{kind}_trial_{name}_center_distance"] = value
+    return scores["fc"], metrics
+
+
+def test_checkpoint(
+    name: str, images: Split, trial: EvalTrial, device: torch.device, args: argparse.Namespace
+) -> None:
+    """Test the checkpoint of --resume, or the last one of the run, as training does."""
+    resume = args.resume
+    if resume in ("", "last"):
+        resume = f"{name}_last.t"
+    network_flags = ("dataset", "trial", "arch", "low_dim", "num_parts", "drop", "img_h", "img_w")
+    flags = {flag: getattr(args, flag) for flag in network_flags}
+    checkpoint, path = utils.open_checkpoint(resume, args.model_path, flags)
+    log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
+    net = to_device(load_network(checkpoint, path, args.drop), device)
+    evaluate(net, images, trial, device, args)
+
+
+# ---- what a run leaves on disk, and how it is resumed -------------------------------------------
+
+
+@contextlib.contextmanager
+def lock_run(name: str, args: argparse.Namespace) -> Iterator[None]:
+    """Only one process, or one torchrun, trains a run of this name."""
+    if utils.rank() > 0:
+        yield
         return
-    for folder in (args.model_path, os.path.join(args.log_path, name)):
-        os.makedirs(folder, exist_ok=True)
-    lock = FileLock(os.path.join(args.model_path, f"{name}.lock"), timeout=0)
-    with contextlib.nullcontext() if rank else lock:
-        data = load_training_set(dataset, args.data_path, args.trial, size, args.workers)
-        log.info("train: %d persons, images %s and %s", data.n_class, data.visible.shape, data.thermal.shape)
-        sampler = IdentitySampler(data.visible_labels, data.thermal_labels, args.batch_size, args.per_img, args.seed)
-        batches = TrainBatches(data, sampler, size, device, args.cache, utils.share())
-        args.resume = checkpoint_to_resume(args, name)
-        checkpoint, path = utils.open_checkpoint(args, parser.deciding()) if args.resume else ({}, "")
-        if len({*utils.gather(f"{checkpoint.get('epoch')} {checkpoint.get('step')}")}) > 1:
-            raise ValueError(f"--model_path {args.model_path} must be one folder for all machines: their runs differ")
-        if checkpoint:
-            net = network_of(checkpoint, path, args.drop)
-        else:
-            net = EmbedNet(data.n_class, args.low_dim, args.drop, args.arch, pretrained=args.pretrained)
-        run = Run(name, args, to_device(net, device), data.n_class)
-        if checkpoint:
-            run.restore(checkpoint, batches)
-        for epoch in range(run.epoch + 1, args.epochs + 1):
-            tested = epoch > 0 and epoch % 2 == 0
-            with utils.stop_signals() as run.stop:
-                train_epoch(run, batches, epoch)
-                run.save("last") if tested else run.finish_epoch()
-            if tested:  # a signal now ends the program at once; --resume last repeats the test
-                run.finish_epoch(*evaluate(net, images, search, args))
-        run.end()
+    os.makedirs(args.model_path, exist_ok=True)
+    os.makedirs(os.path.join(args.log_path, name), exist_ok=True)
+    path = os.path.join(args.model_path, f"{name}.lock")
+    with utils.lock_file(path, f"another process trains {name}"):
+        yield
 
 
-# ---- what a run leaves on disk, and how it goes on ------------------------------------------------------------------
+def find_run(name: str, args: argparse.Namespace) -> dict | None:
+    """The checkpoint to resume from; None: the run starts from the beginning.
+
+    ``args.resume`` becomes its path.
+
+    Raises:
+        InputError: a run of this name is there and would be written over, the checkpoint cannot be
+            read or is of another experiment, or the ranks do not see the same one.
+    """
+    last = os.path.join(args.model_path, f"{name}_last.t")
+    metrics = os.path.join(args.log_path, name, "metrics.jsonl")
+    if args.resume == "last":
+        args.resume = last
+        if not os.path.exists(last):
+            args.resume = ""
+            log.info("%s: not there yet, starting from the beginning", last)
+    checkpoint = None
+    if args.resume:
+        checkpoint, args.resume = utils.open_checkpoint(
+            args.resume, args.model_path, experiment_flags(args)
+        )
+    resumes_this_run = bool(args.resume) and os.path.realpath(args.resume) == os.path.realpath(last)
+    for path in (last, metrics):
+        if os.path.exists(path) and not resumes_this_run:
+            raise InputError(
+                f"{path} is there already: resume that run (--resume last), give another --method "
+                "(or --model-path and --log-path), or remove it"
+            )
+    epochs = utils.gather(checkpoint.get("epoch", -1) if checkpoint else None)
+    if len(set(epochs)) > 1:
+        raise InputError(
+            f"--model-path {args.model_path} must be one folder for all machines: their runs differ"
+        )
+    return checkpoint
 
 
 class Run:
-    """A training under way: all that a checkpoint holds of it, and the files that it leaves."""
+    """What a run has come to, and the files that it leaves.
 
-    def __init__(self, name: str, args: argparse.Namespace, net: EmbedNet, n_class: int):
-        self.name, self.args, self.net, self.device = name, args, net, next(net.parameters()).device
-        self.rank = utils.share()[0]  # process 0 alone writes
-        wrapped = distributed(net, args)
-        self.wrapped_net = torch.compile(wrapped) if args.compile else wrapped
-        self.optimizer, self.terms = build_optimizer(net, args), loss_terms(args)
-        self.scaler = torch.amp.GradScaler(enabled=args.amp == "fp16")
-        self.config = {flag: getattr(args, flag) for flag in build_parser().deciding()} | {"n_class": n_class}
-        self.epoch, self.step = -1, 0  # the last epoch that is finished, and the steps done of the next
-        self.summed = [*(term.name for term in self.terms), "accuracy"]
-        self.sums = torch.zeros(len(self.summed), dtype=torch.float64, device=self.device)  # of the epoch so far
-        self.cmc, self.mAP = [], 0.0  # of the last test, fc features
-        self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}  # the test with the best rank-1
-        self.metrics_file = os.path.join(args.log_path, name, "metrics.jsonl")
-        self.metrics, self.board, self.stop = [], None, []  # metrics.jsonl, TensorBoard's writer, status of a signal
+    Args:
+        name: the stem of its files.
+        n_class: number of training persons.
+        args: the flags of train.py.
 
-    def file(self, kind: str) -> str:
+    Attributes:
+        epoch: the last finished epoch, -1 before the first.
+        metrics: the lines of metrics.jsonl, one for each epoch.
+        cmc, mAP: scores of the last test, fc features.
+        best: the test with the best rank-1.
+    """
+
+    def __init__(self, name: str, n_class: int, args: argparse.Namespace):
+        self.name = name
+        self.args = args
+        self.config = experiment_flags(args) | {"n_class": n_class}
+        self.folder = os.path.join(args.log_path, name)
+        self.epoch = -1
+        self.metrics = []
+        self.cmc = []
+        self.mAP = 0.0
+        self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}
+        self.board = None  # of TensorBoard
+
+    def checkpoint_path(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
 
-    def means(self) -> dict[str, float]:
-        """Over the steps so far: loss per stripe, its terms, accuracy. FloatingPointError: one is not finite."""
-        means = dict(zip(self.summed, (self.sums / self.step).tolist(), strict=True))
-        if not all(map(math.isfinite, means.values())):
-            place = f"epoch {self.epoch + 1}, step {self.step}"
-            raise FloatingPointError(f"{place}: the loss is not finite: {means}; a lower --lr or --w_hc may help")
-        return {"loss": total(self.terms, means)} | means
+    def resume(
+        self,
+        checkpoint: dict | None,
+        net: EmbedNet,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> int:
+        """Restore the state after the checkpoint's epoch; the epoch to start with (FIDELITY 7).
 
-    def after_step(self) -> None:
-        """Save within the epoch, if that is asked for; save and end all processes, if a signal came to one of them."""
-        stop = utils.process_mean(torch.tensor(float(len(self.stop)))) > 0  # a signal came to one of them; no GPU waits
-        if stop or (self.args.save_every_steps and self.step % self.args.save_every_steps == 0):
-            self.save("last")
-        if stop:
-            log.warning("stopped at epoch %d, step %d: --resume last goes on", self.epoch + 1, self.step)
-            utils.end_processes()
-            sys.exit(self.stop[0] if self.stop else 143)  # 143: another process got the signal
+        Published checkpoints give weights, which ``net`` has already, epoch and scores.
+        """
+        if checkpoint is not None:
+            path = self.args.resume
+            self.epoch = checkpoint.get("epoch", -1)
+            self.cmc = checkpoint["cmc"]
+            self.mAP = checkpoint["mAP"]
+            if "optimizer" in checkpoint:
+                check_training_state(checkpoint, scaler, path)
+                self.best = checkpoint["best"]
+                self.metrics = checkpoint["metrics"]
+                load_optimizer(optimizer, checkpoint["optimizer"], path)
+                if scaler.is_enabled():
+                    scaler.load_state_dict(checkpoint["scaler"])
+            else:
+                log.warning("%s holds no optimizer state: momentum starts at zero", path)
+                if self.cmc:
+                    self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": self.epoch}
+            log.info("resumed %s after epoch %d", path, self.epoch)
+        if utils.rank() == 0:
+            if self.metrics:
+                self.write_metrics()  # a kill may have come between the checkpoint and this file
+            self.open_tensorboard()
+        return self.epoch + 1
 
-    def finish_epoch(self, scores: Scores | None = None, measures: dict[str, float] | None = None) -> None:
-        """Record the epoch's means and, if tested, its scores and measures; save, also as _best if it is the best."""
-        epoch = self.epoch + 1
+    def open_tensorboard(self) -> None:
+        if not self.args.tensorboard:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+        except ImportError:
+            log.warning("TensorBoard is not installed: no scalars for it are written")
+            return
+        self.board = SummaryWriter(self.folder, purge_step=self.epoch + 1)
+
+    def finish_epoch(
+        self,
+        epoch: int,
+        metrics: dict[str, float],
+        scores: Scores | None,
+        net: EmbedNet,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        """Record an epoch and save it. ``scores``: of its test, if it was tested."""
+        kinds = []
         every = self.args.save_epoch
-        kinds = [f"epoch_{epoch}"] if every and epoch > 10 and epoch % every == 0 else []
-        line = {"epoch": epoch, "lr": learning_rate(epoch, self.args.lr), **self.means(), **(measures or {})}
-        if scores:
-            self.cmc, self.mAP = scores.cmc.tolist(), scores.mAP
+        if every and epoch > 10 and epoch % every == 0:
+            kinds.append(f"epoch_{epoch}")
+        if scores is not None:
+            self.cmc = scores.cmc.tolist()
+            self.mAP = scores.mAP
             if self.cmc[0] > self.best["rank1"]:
                 self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": epoch}
                 kinds.append("best")
-        self.epoch, self.step = epoch, 0
-        self.sums.zero_()
-        self.metrics.append(line)
-        self.save(*kinds, "last")
-        if not self.rank:
-            self.show(line)
+        self.epoch = epoch
+        self.metrics.append(without_infinite(metrics))
+        if utils.rank() == 0:
+            check_weights(net, epoch, self.args)
+            self.save([*kinds, "last"], net, optimizer, scaler)
+            self.log_metrics(self.metrics[-1])
 
-    def show(self, line: dict[str, float]) -> None:
-        """Hand an epoch's line of metrics to TensorBoard. Other loggers belong here, too."""
-        if self.args.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.board = self.board or SummaryWriter(os.path.dirname(self.metrics_file), purge_step=line["epoch"])
-            for name, value in line.items():
-                self.board.add_scalar(name.replace("_", "/"), value, line["epoch"])  # a group for each kind of features
-            self.board.flush()
-
-    def save(self, *kinds: str) -> None:
-        """Write <run>_<kind>.t for each kind, and metrics.jsonl. FloatingPointError: a weight or loss is not finite."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        rng = utils.gather({"torch": torch.get_rng_state(), "cuda": cuda})
-        if self.rank:
-            return
-        if not torch.stack([x.isfinite().all() for x in (*self.net.state_dict().values(), self.sums)]).all():
-            raise FloatingPointError(f"a weight or loss is not finite in epoch {self.epoch + 1}; a lower --lr may help")
+    def save(
+        self,
+        kinds: list[str],
+        net: EmbedNet,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        """Write <run>_<kind>.t for each kind, and metrics.jsonl."""
         state = {
-            "net": self.net.state_dict(),
-            **{name: getattr(self, name) for name in PROGRESS},
-            "sums": self.sums,
+            "net": net.state_dict(),
+            "epoch": self.epoch,
+            "cmc": self.cmc,
+            "mAP": self.mAP,
+            "best": self.best,
+            "metrics": self.metrics,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
             "config": self.config,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": rng,
         }
         for kind in kinds:
-            utils.save_checkpoint(self.file(kind), state)
-        with utils.whole_file(self.metrics_file) as partial, open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in self.metrics)
+            utils.save_checkpoint(self.checkpoint_path(kind), state)
+        self.write_metrics()
 
-    def restore(self, state: dict, batches: TrainBatches) -> None:
-        """Go on exactly where a checkpoint was saved (FIDELITY 7); a published one gives weights, epoch and scores."""
-        path, persons = self.args.resume, state["config"]["n_class"]
-        if persons != self.config["n_class"]:
-            raise ValueError(f"{path} was trained on {persons} persons, but --data_path has {self.config['n_class']}")
-        if state["config"]["drop"] is None and not self.args.drop:
-            raise ValueError(f"{path} was trained with dropout, but does not say at which rate: give --drop")
-        if dist.is_initialized() and "optimizer" in state:
-            # A step that is thrown away: DDP adds up gradients in another order in its first step than in all others.
-            # BatchNorm and weights are put back here, all else below.
-            train_step(self.wrapped_net, self.optimizer, next(batches.epoch(0)), self.terms, AMP[self.args.amp])
-            self.net.load_state_dict(state["net"])
-        try:
-            for name in PROGRESS:
-                setattr(self, name, state.get(name, getattr(self, name)))
-            if "optimizer" not in state:
-                log.warning("%s holds no optimizer state, as published ones do not: momentum starts at zero", path)
-                self.best = {"rank1": self.cmc[0] if self.cmc else -1.0, "mAP": self.mAP, "epoch": self.epoch}
-                return
-            if self.step:  # our first versions kept CE, HC and accuracy of each step
-                self.sums += (state["history"].sum(0) if "history" in state else state["sums"]).to(self.sums)
-            groups = self.optimizer.state_dict()["param_groups"]  # the flags decide these
-            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-            for parameter, own in self.optimizer.state.items():  # the fused update needs the weights' memory format
-                own.update({name: torch.empty_like(parameter).copy_(x) for name, x in own.items() if name != "step"})
-            self.scaler.load_state_dict(state["scaler"] or {})
-            kept = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # ours had one at first
-            if self.rank < len(kept):  # further processes keep their own
-                torch.set_rng_state(kept[self.rank]["torch"])
-                if self.device.type == "cuda" and kept[self.rank]["cuda"] is not None:
-                    torch.cuda.set_rng_state(kept[self.rank]["cuda"], self.device)
-            best = f"{self.best['rank1']:.2%}" if self.best["rank1"] >= 0 else "not tested yet"
-            log.info(f"resumed {path}: epoch {self.epoch + 1:d}, step {self.step:d}; best rank-1 so far: {best}")
-        except Exception as error:  # whatever the damage leads to
-            raise ValueError(f"{path}: its training state cannot be used ({error}): take another checkpoint") from error
+    def write_metrics(self) -> None:
+        path = os.path.join(self.folder, "metrics.jsonl")
+        with utils.atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
+            for line in self.metrics:
+                file.write(json.dumps(line) + "\n")
 
-    def end(self) -> None:
-        """Save once more, and log the command that scores the run under all protocols."""
-        self.save("last")  # a kill may have come between the checkpoint and the metrics
-        flags = {flag: getattr(self.args, flag) for flag in ("dataset", "trial", "data_path", "log_path")}
-        flags |= {**dict.fromkeys(DATASETS[self.args.dataset].search_flags, "both"), "resume": self.file("last")}
-        words = [str(word) for flag, value in flags.items() if value for word in (f"--{flag}", value)]
-        log.info("epoch %d was the last one; to score it: python test.py %s", self.epoch, shlex.join(words))
+    def log_metrics(self, metrics: dict[str, float | None]) -> None:
+        """Hand an epoch's metrics to TensorBoard, on rank 0. Other loggers belong here, too."""
+        if self.board is None:
+            return
+        for name, value in metrics.items():
+            if value is not None:
+                tag = name.replace("_", "/", 1)  # a group for each kind of features
+                self.board.add_scalar(tag, value, metrics["epoch"])
+        self.board.flush()
 
 
-def distributed(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
-    """Under torchrun: gradients are averaged over the processes, BatchNorm sees the whole batch (FIDELITY 10)."""
-    if not dist.is_initialized():
-        return net
-    # To send process 0's BatchNorm buffers to the others in each step would take time; torch 2.14 renamed the flag.
-    names = inspect.signature(DistributedDataParallel).parameters
-    keep = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-    try:
-        return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net, **keep)
-    except ValueError as error:
-        raise ValueError(f"{error}: on a CPU add --no-sync_bn, which is not exact") from error
+def without_infinite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Values that are not finite become None: JSON does not know them."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def checkpoint_to_resume(args: argparse.Namespace, name: str) -> str:
-    """What --resume names, "" to start from the beginning. ValueError: a run would be written over."""
-    last, metrics = os.path.join(args.model_path, f"{name}_last.t"), os.path.join(args.log_path, name, "metrics.jsonl")
-    resume = args.resume
-    if resume == "last":
-        resume = last if os.path.exists(last) else ""
-        log.info("%s: %s", last, "going on with it" if resume else "not there yet, starting from the beginning")
-    there = [file for file in (last, metrics) if os.path.exists(file)]
-    chosen = os.path.realpath(utils.find_checkpoint(resume, args.model_path)) if resume else ""
-    if there and chosen != os.path.realpath(last):
-        raise ValueError(f"{there[0]} is there already: go on with that run (--resume last), give another --method "
-                         "(or --model_path and --log_path), or remove it")  # fmt: skip
-    return resume
+def check_weights(net: EmbedNet, epoch: int, args: argparse.Namespace) -> None:
+    """The last update of an epoch may have spoilt the weights though its loss was finite."""
+    is_finite = [tensor.isfinite().all() for tensor in net.state_dict().values()]
+    if not torch.stack(is_finite).all():
+        raise InputError(
+            f"epoch {epoch}: a weight is not finite: lower --lr {args.lr:g} or --w-hc {args.w_hc:g}"
+        )
 
 
-def run_name(args: argparse.Namespace) -> str:
-    """The stem of the run's files; deciding flags that are not at their default are spelt out."""
-    name, parser = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}", build_parser()
-    name += f"_trial{args.trial}" if args.trial else ""
-    for flag in parser.deciding():
-        value = getattr(args, flag)
-        if flag not in ("dataset", "arch", "lr", "w_hc", "trial") and value != parser.get_default(flag):
-            name += f"_{flag.replace('_', '')}{os.path.basename(str(value))}"
-    return name
+def check_training_state(checkpoint: dict, scaler: torch.amp.GradScaler, path: str) -> None:
+    """Raise InputError if scores, metrics or scaler are not as `Run` saves them."""
+    best = checkpoint.get("best")
+    metrics = checkpoint.get("metrics")
+    scaler_state = checkpoint.get("scaler")
+    is_sound = (
+        utils.is_plain_dict(best)
+        and isinstance(best.get("rank1"), float)
+        and math.isfinite(best["rank1"])
+        and isinstance(metrics, list)
+        and all(utils.is_plain_dict(line) for line in metrics)
+        and utils.is_plain_dict(scaler_state)
+        and set(scaler_state) == set(scaler.state_dict())
+    )
+    if not is_sound:
+        raise damaged_state(path)
+
+
+def damaged_state(path: str) -> InputError:
+    return InputError(f"{path}: its training state is damaged: resume another checkpoint")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str) -> None:
+    """Restore momentum, in the memory format of the weights, which the fused update needs.
+
+    Learning rates and other settings stay as the flags have them.
+
+    Raises:
+        InputError: the state is damaged, or of other parameters.
+    """
+    if not is_state_of(optimizer, state):
+        raise damaged_state(path)
+    settings = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": settings})
+    for parameter, buffers in optimizer.state.items():
+        for name, value in buffers.items():
+            if name != "step":  # of Adam: a number
+                buffers[name] = torch.empty_like(parameter).copy_(value)
+
+
+def is_state_of(optimizer: torch.optim.Optimizer, state: object) -> bool:
+    """Whether an optimizer's state_dict has what the parameters of this one need."""
+    buffers = state.get("state") if isinstance(state, dict) else None
+    if not isinstance(buffers, dict):
+        return False
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    trained = {i: parameter for i, parameter in enumerate(parameters) if parameter.requires_grad}
+    if set(buffers) != set(trained):
+        return False
+    return all(are_buffers_of(parameter, optimizer, buffers[i]) for i, parameter in trained.items())
+
+
+def are_buffers_of(parameter: Tensor, optimizer: torch.optim.Optimizer, buffers: object) -> bool:
+    """Whether these are the dense tensors that the optimizer keeps for a parameter."""
+    if isinstance(optimizer, torch.optim.Adam):
+        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    else:
+        shapes = {"momentum_buffer": parameter.shape}
+    if not isinstance(buffers, dict) or set(buffers) != set(shapes):
+        return False
+    for name, shape in shapes.items():
+        value = buffers[name]
+        if not isinstance(value, Tensor) or value.shape != shape:
+            return False
+        if value.layout != torch.strided or value.is_meta:
+            return False
+    return True
+
+
+def score_command(run: Run, args: argparse.Namespace) -> str:
+    """The command that scores a run's last checkpoint under all protocols."""
+    flags = {"dataset": args.dataset, "trial": args.trial}
+    flags |= {"data_path": args.data_path, "log_path": args.log_path}
+    for flag in DATASETS[args.dataset].protocol_flags:
+        flags[flag] = "both"
+    flags["resume"] = run.checkpoint_path("last")
+    words = ["python", "test.py"]
+    for flag, value in flags.items():
+        if value is not None:
+            words += [f"--{flag.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    utils.run(main, "interrupted: the same command with --resume last resumes after the last epoch")

@@ -1,263 +1,412 @@
-"""What every script shares: flags, errors and signals, logs, device and seeds, files, checkpoints."""
+"""What all scripts share: errors, flags, distributed training, logs, device and seeds, files."""
 
 import argparse
 import codecs
 import contextlib
-import datetime
 import errno
 import importlib.metadata
 import io
 import json
 import logging
 import os
+import pickle
 import random
-import shlex
-import signal
+import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
-from data_manager import DATASETS
+PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
 
 
-# ---- flags ----------------------------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes ``--per_img`` and ``--per-img`` alike; a wrong flag is one line on stderr and exit status 2.
+class InputError(ValueError):
+    """The user's files, flags or machine are the cause. The message: one line, cause and remedy."""
 
-    Flags in the group ``running`` say where and how a run goes on. All others decide what comes out: they stand in the
-    checkpoint's config, are compared when a run is resumed and, unless they have their default, are in its name.
+
+MEMORY_ADVICE = (
+    "out of memory: lower --test-batch or --batch-size, or give --cache host or --precision bf16"
+)
+RESOURCE_ADVICE = {  # part of a message of PyTorch's or the system's: what to do about it
+    "out of memory": MEMORY_ADVICE,
+    "not enough memory": MEMORY_ADVICE,
+    "allocate memory": MEMORY_ADVICE,
+    "too many open files": "too many open files: give --workers 0, or raise `ulimit -n`",
+    "dataloader worker (pid": "an image reader was killed: lower --workers; 0 reads without any",
+    "c++ compiler": "no compiler for --compile: install one (g++), or leave --compile out",
+    "c compiler": "no compiler for --compile: install one (gcc), or leave --compile out",
+}
+
+
+def resource_advice(error: BaseException) -> str | None:
+    """What to do about memory, open files or processes that ran out. None: another error."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return MEMORY_ADVICE
+    if isinstance(error, OSError | RuntimeError):  # PyTorch raises mere RuntimeErrors
+        text = str(error).lower()
+        for words, advice in RESOURCE_ADVICE.items():
+            if words in text:
+                return advice
+    return None
+
+
+def user_message(error: BaseException) -> str | None:
+    """The line to show for an error that is the user's to mend. None: it is a bug."""
+    advice = resource_advice(error)
+    if advice is not None:
+        return advice
+    if isinstance(error, InputError | OSError):
+        return str(error) or type(error).__name__
+    return None
+
+
+def run(main: Callable[[], None], when_interrupted: str = "interrupted") -> None:
+    """Call a script's ``main``, in each process that torchrun started, and end the program.
+
+    Exit status 2: one line on stderr says what the user can mend. Exit status 130: Ctrl-C. Any
+    other error is a bug, and shows its traceback.
     """
-
-    def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-        self.data, self.model, self.optimisation = map(self.add_argument_group, ("data", "model", "optimisation"))
-        self.running = self.add_argument_group("running (may change when a run is resumed)")
-
-    def parse_known_args(self, args=None, namespace=None):
-        """As argparse does; flags that were not given take their dataset's defaults, too small ones are refused."""
-        spelling = {option.replace("-", "_"): option for option in self._option_string_actions}
-        words = [arg.partition("=") for arg in (sys.argv[1:] if args is None else args)]
-        words = ["".join([spelling.get(name.replace("-", "_"), name), *value]) for name, *value in words]
-        found, rest = super().parse_known_args(words, namespace)
-        for name, default in DATASETS[found.dataset].defaults.items() if "dataset" in found else ():
-            if name in found and getattr(found, name) is None:
-                setattr(found, name, default)
-        for name, value in vars(found).items():
-            least = int(name in ("img_h", "img_w", "low_dim", "batch_size", "per_img", "test_batch"))
-            if isinstance(value, (int, float)) and value < least:
-                self.error(f"--{name} {value} must be {least} or more")
-        return found, rest
-
-    def error(self, message: str) -> NoReturn:
-        fail(message)
-
-    def deciding(self) -> list[str]:
-        """The flags that decide what comes out."""
-        others = {"help", *(action.dest for action in self.running._group_actions)}
-        return [action.dest for action in self._actions if action.dest not in others]
-
-    def shapes(self) -> list[argparse.Action]:
-        """The data and model flags, which test.py reads from the checkpoint."""
-        return [*self.data._group_actions, *self.model._group_actions]
+    script = os.path.basename(sys.argv[0])
+    try:
+        if dist.is_torchelastic_launched():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend)
+        main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{script}: {when_interrupted}\n")
+        sys.exit(130)
+    except Exception as error:
+        log.debug("the program ends with this error", exc_info=True)  # to the log file alone
+        message = user_message(error)
+        if message is None:
+            raise
+        one_line = " ".join(message.split())
+        sys.stderr.write(f"{script}: error: {one_line}\n")
+        sys.exit(2)
 
 
-def by_dataset(name: str) -> str:
-    """The defaults of a flag, in words."""
-    return ", ".join(f"{own.title} {own.defaults[name]}" for own in DATASETS.values() if name in own.defaults)
+# ---- flags --------------------------------------------------------------------------------------
 
 
-def add_data_flags(parser: Parser) -> None:
-    """Where images are, how large they become, and who reads them."""
-    parser.data.add_argument("--img_h", type=int, default=288, help="image height in pixels (%(default)s)")
-    parser.data.add_argument("--img_w", type=int, default=144, help="image width in pixels (%(default)s)")
-    parser.running.add_argument("--data_path", help=f"folder of the dataset ({by_dataset('data_path')})")
-    parser.running.add_argument(
-        "--workers", type=int, default=torch.get_num_threads(), help="image readers (%(default)s)"
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose usage is one short line, so that an error of argparse's is two."""
+    script = os.path.basename(sys.argv[0])
+    return argparse.ArgumentParser(
+        prog=script,
+        usage=f"{script} [flags]; --help lists them",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def add_shared_flags(parser: Parser, archs: Iterable[str]) -> None:
-    """Flags of train.py and test.py."""
-    model, running = parser.model.add_argument, parser.running.add_argument
-    parser.data.add_argument("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
-    model("--arch", choices=[*archs], default="resnet50", help="backbone of each modality (%(default)s)")
-    model("--low-dim", type=int, default=512, help="dimensions of a stripe's feature (%(default)s)")
-    model("--drop", type=float, default=0.0, help="dropout before the classifiers (%(default)s)")
-    add_data_flags(parser)
-    running("--resume", "-r", default="", help="checkpoint: a path, or a name in --model_path; train.py: or last")
-    running("--model_path", default="save_model/", help="folder of the checkpoints (%(default)s)")
-    running("--log_path", default="log/", help="folder of logs and results (%(default)s)")
-    running("--test-batch", type=int, default=64, help="images per test batch (%(default)s)")
-    running("--gpu", type=int, default=0, help="number of the GPU (%(default)s)")
+def with_dashes(words: Iterable[str]) -> list[str]:
+    """The words of a command line, names of flags spelt with dashes: --per_img -> --per-img.
 
-
-def add_search_flags(add: Callable) -> None:
-    """The flags that choose protocols; `data_manager.Dataset.searches` checks their values."""
-    for flag, text in (("mode", "cameras"), ("gall_mode", "images per person and camera"), ("search", "direction")):
-        known = [f"{d.title} {', '.join(d.search_flags[flag])}" for d in DATASETS.values() if flag in d.search_flags]
-        add(f"--{flag.replace('_', '-')}", help=f"{text} ({'; '.join(known)}; or both). The first is the default")
-
-
-# ---- errors, signals and processes ----------------------------------------------------------------------------------
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call a script's ``main``, in each process that torchrun started, if it did. An error is one line on stderr."""
-    try:
-        if dist.is_torchelastic_launched():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        main()
-        end_processes()
-    except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        fail(str(error) or type(error).__name__)
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        fail(f"a process of this run was lost ({error}): --resume last goes on from the last checkpoint")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def fail(message: str) -> NoReturn:
-    """One line on stderr, the traceback in the log, exit status 2. For scripts; other code raises."""
-    log.debug("refused", exc_info=True)
-    if dist.is_torchelastic_launched():  # only the first to fail says why: others fail because of it
-        place, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), datetime.timedelta(seconds=10)
-        with contextlib.suppress(RuntimeError):  # torchrun itself is gone
-            store = dist.TCPStore(*place, is_master=False, timeout=wait)
-            if store.add(f"failed {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) > 1:
-                sys.exit(2)
-    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}\n")
-    sys.exit(2)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yield a list that gets an exit status when SIGINT, SIGTERM or SIGHUP comes. A second signal ends the program, but
-    not under torchrun, which repeats signals by itself.
+    The published commands have both spellings. Values stay as they are.
     """
-    stop = []
-
-    def note(number: int, _) -> None:
-        if stop and not dist.is_initialized():
-            sys.exit(stop[0])
-        stop.append(128 + number)
-
-    numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}  # Windows has no SIGHUP
-    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # as under nohup
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stop:  # it came too late to be looked at inside
-        sys.exit(stop[0])
+    return [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in words]
 
 
-def share() -> tuple[int, int]:
-    """(rank, processes): which of the processes this is, and how many share the run: (0, 1) without torchrun."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of ``argv``, or of the command line, spelt with ``-`` or with ``_``."""
+    if argv is None:
+        argv = sys.argv[1:]
+    return parser.parse_args(with_dashes(argv))
 
 
-def end_processes() -> None:
-    """Leave the processes of the run, when all have come here: torchrun ends the others if one ends in an error."""
-    if dist.is_initialized():
-        gather(None)
-        dist.destroy_process_group()
+def parse_known(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """As `parse`, and the words that the parser does not know."""
+    if argv is None:
+        argv = sys.argv[1:]
+    return parser.parse_known_args(with_dashes(argv))
 
 
-def process_mean(x: torch.Tensor) -> torch.Tensor:
-    """The mean of ``x`` over the processes, in place; a GPU does not wait for it."""
+def number_type(parse: type, is_valid: Callable[[float], bool], needed: str) -> Callable:
+    """A ``type`` for add_argument: int or float, and an error that says what is needed."""
+
+    def convert(text: str) -> float:
+        try:
+            number = parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {needed}") from None
+        if not is_valid(number):
+            raise argparse.ArgumentTypeError(f"{text} is not {needed}")
+        return number
+
+    return convert
+
+
+positive_int = number_type(int, lambda number: number > 0, "a whole number above 0")
+non_negative_int = number_type(int, lambda number: number >= 0, "a whole number from 0")
+positive_float = number_type(float, lambda number: 0 < number < np.inf, "a number above 0")
+non_negative_float = number_type(float, lambda number: 0 <= number < np.inf, "a number from 0")
+probability = number_type(float, lambda number: 0 <= number < 1, "a number from 0 to below 1")
+
+
+def flag_text(name: str, value: object) -> str:
+    """A flag as one types it: "--img-h 96" for ("img_h", 96), "--no-compile" for False."""
+    words = name.replace("_", "-")
+    if value is True:
+        return f"--{words}"
+    if value is False:
+        return f"--no-{words}"
+    return f"--{words} {value}"
+
+
+def defaults_of_datasets(datasets: dict, name: str) -> str:
+    """The defaults of a flag that each dataset has its own of, for --help."""
+    return ", ".join(f"{dataset.title} {dataset.defaults[name]}" for dataset in datasets.values())
+
+
+def fill_dataset_defaults(args: argparse.Namespace, datasets: dict) -> None:
+    """Give flags that were not given, and so are None, their dataset's default."""
+    for name, default in datasets[args.dataset].defaults.items():
+        if name in args and getattr(args, name) is None:
+            setattr(args, name, default)
+
+
+def add_data_path_flag(parser: argparse.ArgumentParser, datasets: dict) -> None:
+    folders = defaults_of_datasets(datasets, "data_path")
+    parser.add_argument("--data-path", metavar="DIR", help=f"folder of the dataset ({folders})")
+
+
+def default_workers() -> int:
+    """The processors that this process may use, shared by the ranks of this machine; at most 8."""
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, processors // ranks_here))
+
+
+def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
+    """Where images are, the size they are resized to, and how many processes read them."""
+    add = parser.add_argument
+    add_data_path_flag(parser, datasets)
+    add("--img-h", type=positive_int, default=288, help="image height in pixels (288)")
+    add("--img-w", type=positive_int, default=144, help="image width in pixels (144)")
+    add(
+        "--workers",
+        type=non_negative_int,
+        default=default_workers(),
+        help="processes that read image files; 0 reads in the script (%(default)s)",
+    )
+
+
+def add_shared_flags(parser: argparse.ArgumentParser, datasets: dict, archs: Iterable[str]) -> None:
+    """The flags that train.py and test.py have in common.
+
+    Those that describe a network have their default in the text: test.py reads them from the
+    checkpoint.
+    """
+    add = parser.add_argument
+    add("--dataset", choices=list(datasets), default="sysu", help="dataset (%(default)s)")
+    add_image_flags(parser, datasets)
+    add("--arch", choices=list(archs), default="resnet50", help="backbone (resnet50)")
+    add("--low-dim", type=positive_int, default=512, help="dimensions of a stripe's feature (512)")
+    add("--num-parts", type=positive_int, default=6, help="horizontal stripes (6)")
+    add("--drop", type=probability, default=0.0, help="dropout before the classifiers (0)")
+    add("--resume", "-r", default="", help="checkpoint: path or name; train.py: `last` resumes")
+    add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
+    add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
+    add("--test-batch", type=positive_int, default=64, help="images per test batch (%(default)s)")
+    add("--gpu", type=non_negative_int, default=0, help="number of the GPU (%(default)s)")
+
+
+PROTOCOL_FLAGS = {
+    "mode": "cameras of the gallery",
+    "gall_mode": "gallery images per person and camera",
+    "search": "query and gallery modality",
+}
+
+
+def add_protocol_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
+    """The flags that choose evaluation protocols; `Dataset.eval_trials` checks their values."""
+    for flag, meaning in PROTOCOL_FLAGS.items():
+        choices = []
+        for dataset in datasets.values():
+            if flag in dataset.protocol_flags:
+                values = ", ".join(dataset.protocol_flags[flag])
+                choices.append(f"{dataset.title} {values}")
+        words = flag.replace("_", "-")
+        parser.add_argument(
+            f"--{words}", help=f"{meaning} ({'; '.join(choices)}; or both). Default: the first"
+        )
+
+
+# ---- distributed training -----------------------------------------------------------------------
+
+
+def is_distributed() -> bool:
+    return dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process: 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are: 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """The mean of ``x`` over all ranks, in place. A GPU does not wait for it."""
     if dist.is_initialized():
         dist.all_reduce(x.div_(dist.get_world_size()))
     return x
 
 
-def gather(value) -> list:
-    """Each process's value, by rank."""
-    found = [value] * share()[1]
-    if dist.is_initialized():
-        dist.all_gather_object(found, value)
-    return found
+def gather(value: object) -> list:
+    """The value of each rank, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-# ---- logs, device, seeds, files -------------------------------------------------------------------------------------
+# ---- logs, device, seeds ------------------------------------------------------------------------
 
 
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
-    """Send log lines to the screen and append them to the file ``path``, with flags and versions at their top."""
-    handlers = [logging.StreamHandler(sys.stdout)]
-    handlers[0].setLevel(logging.INFO)
+    """Send log lines to the screen and append them to the file ``path``; rank 0 alone does.
+
+    Flags and versions stand at the top of the file. Lines of level DEBUG go to the file alone.
+    """
+    logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
+    if rank() > 0:
+        logging.basicConfig(level=logging.CRITICAL, force=True)
+        return
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setLevel(logging.INFO)
+    handlers = [screen]
     if path:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
-    for handler in handlers if share()[0] else ():  # process 0 speaks for all; of the others the log gets tracebacks
-        handler.addFilter(lambda record: bool(record.exc_info))
-    logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
-    for level, word in ((logging.DEBUG, ""), (logging.INFO, ""), (logging.WARNING, "warning: ")):
-        logging.addLevelName(level, word)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s%(message)s", handlers=handlers, force=True)
-    log.setLevel(logging.DEBUG)  # such lines go to the log file alone
-    for title, values in (("flags", dict(sorted(vars(args).items()))), ("versions", versions())):
-        log.debug("%s: %s", title, " ".join(f"{name}={value}" for name, value in values.items()))
+    logging.addLevelName(logging.DEBUG, "")
+    logging.addLevelName(logging.INFO, "")
+    logging.addLevelName(logging.WARNING, "warning: ")
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s%(message)s", handlers=handlers, force=True
+    )
+    log.setLevel(logging.DEBUG)
+    log.debug("flags: %s", " ".join(f"{name}={vars(args)[name]}" for name in sorted(vars(args))))
+    log.debug("versions: %s", " ".join(f"{name}={text}" for name, text in versions().items()))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the results and, in a git checkout, the commit."""
-    here = shlex.quote(os.path.dirname(os.path.abspath(__file__)))
-    commit = subprocess.getoutput(f"git -C {here} describe --always --dirty 2>/dev/null")
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    return {"python": sys.version.split()[0], **libraries, "commit": commit or "unknown"}
+    """Versions of what computes the results, and the commit of this code."""
+    libraries = ("torch", "torchvision", "numpy")
+    result = {"python": sys.version.split()[0]}
+    result |= {name: importlib.metadata.version(name) for name in libraries}
+    result["commit"] = commit()
+    return result
 
 
-def select_device(gpu: int, persons: int = 0) -> torch.device:
-    """The GPU of this number, under torchrun that of the process, else the CPU. Logs which, and how many GPUs could
-    share a batch of ``persons``, 0 for any number. ValueError: there are fewer GPUs than processes.
+def commit() -> str:
+    """The git commit of this folder; "unknown" if it is not the root of a repository."""
+    folder = Path(__file__).resolve().parent
+    if not (folder / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def select_device(gpu: int) -> torch.device:
+    """The GPU of this number, under torchrun the one of this rank; the CPU where there is no GPU.
+
+    With a single GPU any number means that one: the published commands say --gpu 1.
+
+    Raises:
+        InputError: there is no GPU of this number, or there are fewer GPUs than ranks.
     """
-    count, processes, note = torch.cuda.device_count(), share()[1], ""
-    if processes > 1:
-        gpu, note = int(os.environ["LOCAL_RANK"]), f"; {processes} processes, --gpu is ignored"
+    count = torch.cuda.device_count()
     if not count:
-        log.info("device: cpu (no GPU is available)%s", note)
+        log.info("device: cpu (no GPU is available)")
         return torch.device("cpu")
-    usable = max(n for n in range(1, count + 1) if persons % n == 0)
-    if gpu >= count and processes > 1:
-        raise ValueError(f"there are fewer GPUs than processes: torchrun --nproc_per_node={usable}")
-    if gpu >= count:
-        gpu, note = 0, f"; there is no GPU {gpu}"
-    log.info("device: cuda:%d (%s)%s", gpu, torch.cuda.get_device_name(gpu), note)
-    if usable > processes == 1:
-        log.info("%d of %d GPUs can share this: torchrun --nproc_per_node=%d %s", usable, count, usable, sys.argv[0])
+    if is_distributed():
+        gpu = int(os.environ["LOCAL_RANK"])
+        if gpu >= count:
+            raise InputError(f"this machine has {count} GPUs: torchrun --nproc_per_node={count}")
+    elif gpu >= count == 1:
+        log.warning("there is no GPU %d: the only one, 0, is used", gpu)
+        gpu = 0
+    elif gpu >= count:
+        raise InputError(f"--gpu {gpu}: this machine has {count} GPUs, 0 to {count - 1}")
+    log.info("device: cuda:%d (%s)", gpu, torch.cuda.get_device_name(gpu))
     torch.cuda.set_device(gpu)
     return torch.device("cuda", gpu)
 
 
-def seed_everything(seed: int, deterministic: bool = True, tf32: bool = False) -> None:
-    """Seed every generator; ask for the same result each time and for full fp32, unless told otherwise (FIDELITY 9)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
-        set_seed(seed)
+def seed_everything(seed: int, deterministic: bool = True) -> None:
+    """Seed torch, numpy and random; ask for algorithms that give the same result each time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for that
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads such memory
+    # Filling memory that nothing reads would cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed torch, numpy and random for one epoch of this rank, whatever came before it."""
+    number = int(np.random.SeedSequence([seed, epoch, rank()]).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Set and log the precision of convolutions; autocast is left to the training step.
+
+    "tf32" is PyTorch's own default: TF32 within cuDNN's convolutions where the GPU has it, matrix
+    products in fp32. A CPU computes in fp32.
+    """
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision in AMP_DTYPES:
+        log.info("precision: autocast to %s", precision)
+    elif precision == "tf32" and has_tf32:
+        log.info("precision: TF32 within convolutions, fp32 elsewhere")
+    else:
+        log.info("precision: fp32")
+
+
+# ---- files --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def whole_file(path: str) -> Iterator[str]:
-    """Write a file atomically: yield a name beside ``path`` to write to; flushed to disk, it then replaces ``path``.
+def atomic_write(path: str) -> Iterator[str]:
+    """Yield a name beside ``path`` to write to; flushed to disk, that file then replaces ``path``.
 
-    A kill or a full disk leaves what was there before; the next run overwrites a half-written file.
+    A kill or a full disk leaves what was there before. The next run overwrites a partial file.
     """
     partial = f"{path}.partial"
     try:
@@ -267,74 +416,199 @@ def whole_file(path: str) -> Iterator[str]:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"{path} cannot be written: the disk is full; what was there before is whole") from error
+            raise InputError(f"{path} cannot be written: the disk is full") from error
         raise
     finally:
-        with contextlib.suppress(OSError):  # gone if all went well
+        with contextlib.suppress(OSError):  # it is gone if all went well
             os.remove(partial)
 
 
-def save_checkpoint(path: str, state: dict) -> None:
-    """Write a dict of plain types and tensors, atomically. OSError: it cannot be written, say on a full disk."""
-    data = io.BytesIO()  # torch's own writer would not say that a disk is full
-    torch.save(state, data)
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        file.write(data.getbuffer())
-
-
-def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
-    """Read a checkpoint of train.py or a published ``.t`` file without running code from it (FIDELITY 16).
-
-    ``cmc`` becomes a list of float, ``mAP`` a float. The ``config`` that published files lack is read off the weights,
-    which do not tell the rate of dropout: None, if there is any. OSError: it is missing, damaged, or of another method.
-    """
-    core = np._core.multiarray  # published files hold numpy values, under numpy 1's names or numpy 2's
-    allowed = [(f, f"numpy.{module}.multiarray.{f.__name__}") for f in (core._reconstruct, core.scalar)
-               for module in ("core", "_core")]  # fmt: skip
-    allowed += [np.ndarray, np.dtype, codecs.encode, *(type(np.dtype(code)) for code in ("f4", "f8", "i8"))]
+@contextlib.contextmanager
+def lock_file(path: str, message: str) -> Iterator[None]:
+    """Hold a lock, which ends with the process. InputError, ``message``: another one holds it."""
+    lock = FileLock(path)
     try:
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch does not compare the checksums
-            raise ValueError("a checksum is wrong")
-        with torch.serialization.safe_globals(allowed):
-            state = torch.load(path, map_location, weights_only=True)
-        # torch.nn.DataParallel, with which some people ran the published code, puts "module." before each name.
-        net = state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
-        has_drop = "classifier1.classifier.2.weight" in net  # a Dropout moves the Linear's index from 1 to 2
-        n_class, low_dim = net.get(f"classifier1.classifier.{1 + has_drop}.weight", torch.empty(0, 0)).shape
-        arch = "resnet50" if "visible_net.visible.layer1.0.conv3.weight" in net else "resnet18"
-        found = {"arch": arch, "low_dim": low_dim, "drop": None if has_drop else 0.0, "n_class": n_class}
-        state["config"] = found | state.get("config", {})
-        json.dumps([state["config"], state.get("epoch"), *state.get("metrics", ())])  # they hold plain values alone
-        state["cmc"], state["mAP"] = [float(value) for value in state.get("cmc", ())], float(state.get("mAP", 0))
-        return state
-    except Exception as error:  # torch raises whatever the damage leads to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-        raise OSError(f"{path} cannot be loaded as a checkpoint of this method ({reason}): get another copy") from error
-
-
-def find_checkpoint(resume: str, model_path: str) -> str:
-    """The path of the --resume checkpoint: a name in --model_path, as in the published commands, or a path itself."""
-    for path in (os.path.join(model_path, resume), resume):
-        if os.path.isfile(path):
-            return path
-    raise FileNotFoundError(f"--resume {resume}: no such checkpoint, in --model_path {model_path} or as a path")
-
-
-def open_checkpoint(args: argparse.Namespace, flags: Iterable[str]) -> tuple[dict, str]:
-    """The --resume checkpoint and its path. ValueError: some of ``flags`` are unlike its own (FIDELITY 14, 24).
-
-    A flag that is None, or that its config does not know, contradicts nothing.
-    """
-    path = find_checkpoint(args.resume, args.model_path)
-    checkpoint = load_checkpoint(path)
-    pairs = {flag: (checkpoint["config"].get(flag), getattr(args, flag)) for flag in flags}
-    wrong = {flag: pair for flag, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
-    if wrong:
-        was, given = (" ".join(f"--{flag} {pair[side]}" for flag, pair in wrong.items()) for side in (0, 1))
-        raise ValueError(f"{path} was trained with {was}, not {given}: give the same flags, or another checkpoint")
-    return checkpoint, path
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{message} ({path} is locked)") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str, content: dict) -> None:
-    with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
+
+
+def check_results_path(path: str, sources: list[str]) -> None:
+    """InputError: the results at ``path`` come from other ``sources``, and would be lost."""
+    if not os.path.exists(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("sources") != sources:
+        raise InputError(
+            f"{path} holds results of another checkpoint, network or dataset: "
+            "give another --log-path, or remove it"
+        )
+
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str, state: dict) -> None:
+    """Write a dict of plain types and tensors, atomically."""
+    data = io.BytesIO()  # torch's own writer would not say that a disk is full
+    torch.save(state, data)
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        file.write(data.getbuffer())
+
+
+def read_torch_file(path: str, map_location: str = "cpu") -> object:
+    """What a file of torch.save holds, read without running code from it (FIDELITY 16).
+
+    Raises:
+        InputError: the file is missing, damaged, or holds other types than tensors, plain values
+            and the numpy types of published checkpoints.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path} is not a file")
+    allowed = [np.ndarray, np.dtype, codecs.encode]
+    allowed += [type(np.dtype(code)) for code in ("f4", "f8", "i8")]
+    make_array = np.empty(0).__reduce__()[0]  # what pickle calls for an array, and for a scalar
+    make_scalar = np.float64(0).__reduce__()[0]
+    for module in ("core", "_core"):  # of numpy 1 and of numpy 2
+        allowed.append((make_array, f"numpy.{module}.multiarray._reconstruct"))
+        allowed.append((make_scalar, f"numpy.{module}.multiarray.scalar"))
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch does not compare the checksums
+                    raise ValueError("a checksum is wrong")
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and "
+            "plain values: give another file"
+        ) from error
+    except Exception as error:  # corrupt files make torch raise many types
+        if resource_advice(error):
+            raise
+        reason = short_reason(error)
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({reason}): give another file"
+        ) from error
+
+
+def short_reason(error: BaseException) -> str:
+    """A library's error in one line of at most 100 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:100]
+
+
+def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
+    """Read a checkpoint of train.py, or a published ``.t`` file.
+
+    ``cmc`` becomes a list of float, ``mAP`` a float. Published files lack ``config``: it is read
+    off the weights, which do not tell the rate of dropout: None, if there is any.
+
+    Raises:
+        InputError: the file is missing or damaged, or it is not a checkpoint of this method.
+    """
+    checkpoint = read_torch_file(path, map_location)
+    damaged = InputError(f"{path} is not a whole checkpoint of this method: give another file")
+    weights = checkpoint.get("net") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict):
+        raise damaged
+    # torch.nn.DataParallel, with which some ran the original code, puts "module." before each name.
+    weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
+    checkpoint["net"] = weights
+    config = checkpoint.get("config", {})
+    epoch = checkpoint.get("epoch", 0)
+    if not is_sound_config(config) or not isinstance(epoch, int) or epoch < 0:
+        raise damaged
+    checkpoint["config"] = config_of_weights(weights) | config
+    try:
+        cmc = np.asarray(checkpoint.get("cmc", []), dtype=float)
+        mAP = float(checkpoint.get("mAP", 0.0))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise damaged from None
+    checkpoint["cmc"] = cmc.ravel().tolist()
+    checkpoint["mAP"] = mAP
+    return checkpoint
+
+
+def is_sound_config(config: object) -> bool:
+    """Whether this is a dict of plain values, in which sizes are whole numbers above 0."""
+    if not is_plain_dict(config):
+        return False
+    for name in ("n_class", "low_dim", "num_parts", "img_h", "img_w"):
+        size = config.get(name, 1)
+        if not isinstance(size, int) or size < 1:
+            return False
+    return True
+
+
+def is_plain_dict(value: object) -> bool:
+    """Whether this is a dict from str to numbers, words, truth values and None."""
+    if not isinstance(value, dict):
+        return False
+    if not all(isinstance(name, str) for name in value):
+        return False
+    return all(x is None or isinstance(x, bool | int | float | str) for x in value.values())
+
+
+def config_of_weights(weights: dict[str, torch.Tensor]) -> dict:
+    """Arguments of `EmbedNet`, as far as a state_dict tells them; {} if it is of another one."""
+    has_dropout = "classifier1.classifier.2.weight" in weights  # its layer moves the Linear by one
+    classifier = weights.get(f"classifier1.classifier.{1 + has_dropout}.weight")
+    if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
+        return {}
+    n_class, low_dim = classifier.shape
+    num_parts = len({name.partition(".")[0] for name in weights if name.startswith("classifier")})
+    has_bottlenecks = "visible_net.visible.layer1.0.conv3.weight" in weights
+    return {
+        "arch": "resnet50" if has_bottlenecks else "resnet18",
+        "low_dim": low_dim,
+        "drop": None if has_dropout else 0.0,
+        "num_parts": num_parts,
+        "n_class": n_class,
+    }
+
+
+def find_checkpoint(resume: str, model_path: str) -> str:
+    """The path of --resume: a name in --model-path, as in the published commands, or a path."""
+    for path in (os.path.join(model_path, resume), resume):
+        if os.path.isfile(path):
+            return path
+    raise InputError(f"--resume {resume}: no such file, in --model-path {model_path} or as a path")
+
+
+def open_checkpoint(resume: str, model_path: str, flags: dict[str, object]) -> tuple[dict, str]:
+    """The checkpoint that --resume names, and its path (FIDELITY 14, 24).
+
+    Raises:
+        InputError: it cannot be found or read, or its config contradicts some of ``flags``. A
+            value that is None, here or there, contradicts nothing.
+    """
+    path = find_checkpoint(resume, model_path)
+    checkpoint = load_checkpoint(path)
+    trained_with = []
+    given = []
+    for name, value in flags.items():
+        trained_value = checkpoint["config"].get(name)
+        if value is None or trained_value is None or value == trained_value:
+            continue
+        trained_with.append(flag_text(name, trained_value))
+        given.append(flag_text(name, value))
+    if given:
+        raise InputError(
+            f"{path} was trained with {' '.join(trained_with)}, not {' '.join(given)}: "
+            "give the same flags, or another checkpoint"
+        )
+    return checkpoint, path

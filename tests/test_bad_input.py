@@ -1,8 +1,9 @@
-"""Bad input, systematically: one line that names cause and remedy, exit status 2, and every file left as it is.
+"""Bad input, systematically: a line that names cause and remedy, exit status 2, no file changed.
 
-The fixture `bad` sees to all of that but the words.
+The fixture `bad` checks all of that but the words.
 """
 
+import copy
 import functools
 import os
 import pickle
@@ -14,47 +15,82 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, TINY, features_file, places, result
+from conftest import RUN, RUN_FLAGS, TINY, features_file, places, result, run_here
 from PIL import Image
 
+import train
 import utils
+from model import load_network
 
-# ---- flags ----------------------------------------------------------------------------------------------------------
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
+    pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants"),
+]
 
-COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, good.* and text.npz are files
+
+def contains(line: str, words: str) -> bool:
+    """Whether all of these words, space separated, are in a line."""
+    return all(word.lower() in line.lower() for word in words.split())
+
+
+# ---- flags --------------------------------------------------------------------------------------
+
+# script: flags, and words of the message. BEST is a checkpoint; good.json, good.npz, text.npz and
+# empty.pth are files.
+COMMANDS = {
     "train.py": [
-        ("--trial 11", "--trial 11"),
-        ("--lr -1", "--lr -1"),
-        ("--drop 2", "dropout 2"),
-        ("--amp fp16", "--amp fp16 GPU"),
-        ("--batch-size 30 --per_img 8", "--batch-size 30 --per_img 8"),
-        ("--batch-size 44", "11 persons --batch-size 44 --per_img 4 10"),
-        ("--per_img 0", "--per_img 0"),
-        ("--img_h 80", "--img_h 81"),
-        ("--test-only", "--resume"),
-        ("--data_path nowhere", "nowhere/exp/test_id.txt --data_path"),
-        ("--resume missing.t", "--resume missing.t"),
+        ("--trial 11", "--trial invalid 11 10"),
+        ("--lr -1", "--lr -1 above"),
+        ("--lr nan", "--lr nan above"),
+        ("--drop 2", "--drop 2 below"),
+        ("--w_hc -0.5", "--w-hc -0.5 from"),
+        ("--arch resnet51", "--arch resnet51 resnet50"),
+        ("--no-such-flag", "--no-such-flag"),
+        ("--precision fp16", "--precision fp16 GPU bf16"),
+        ("--precision half", "--precision half bf16"),
+        ("--batch-size 30 --per_img 8", "--batch-size 30 --per-img 8"),
+        ("--batch-size 44", "11 persons --batch-size 44 --per-img 4 10"),
+        ("--per_img 0", "--per-img 0 above"),
+        ("--img_h 80", "--img-h 81"),
+        ("--img_w 0", "--img-w 0 above"),
+        ("--low-dim 0", "--low-dim 0 above"),
+        ("--test-batch 0", "--test-batch 0 above"),
+        ("--test-only", "--resume _last.t --model-path"),
+        ("--data_path nowhere", "nowhere/exp/test_id.txt --data-path"),
+        ("--resume missing.t", "--resume missing.t --model-path"),
         ("--resume BEST --optim adam", "_best.t --optim sgd --optim adam"),
+        ("--resume BEST --no_deterministic", "_best.t --deterministic --no-deterministic"),
+        ("--resume BEST --compile --no-sync_bn", "_best.t --no-compile --sync-bn --no-sync-bn"),
         ("--resume BEST --seed 2 --lr 0.02", "_best.t --seed 1 --lr 0.01 --seed 2 --lr 0.02"),
-        ("--resume BEST --drop 0.5 --w_hc 1", "_best.t --drop 0.3 --w_hc 0.6 --drop 0.5 --w_hc 1.0"),
+        (
+            "--resume BEST --drop 0.5 --w_hc 1",
+            "_best.t --drop 0.3 --w-hc 0.6 --drop 0.5 --w-hc 1.0",
+        ),
+        ("--test-only --resume BEST --img_w 40", "_best.t --img-w 32 --img-w 40"),
         ("--pretrained missing.pth", "--pretrained missing.pth"),
         ("--pretrained empty.pth", "--pretrained empty.pth"),
+        ("--pretrained BEST", "--pretrained _best.t tiny"),
         ("--pretrained imagenet", "--pretrained imagenet hub/checkpoints"),
         ("--log_path text.npz", "text.npz"),
-        ("--img_w 0", "--img_w 0"),
-        ("--low-dim 0", "--low_dim 0"),
-        ("--test-batch 0", "--test_batch 0"),
         ("--model_path text.npz/models", "text.npz/models"),
     ],
     "test.py": [
         ("", "--resume --pretrained"),
-        ("--resume missing.t", "--resume missing.t"),
-        ("--resume BEST --low-dim 512", "--low_dim 16 --low_dim 512"),
-        ("--resume BEST --img_h 128", "--img_h 96 --img_h 128"),
-        ("--resume BEST --mode outdoor", "--mode outdoor"),
+        ("--resume missing.t", "--resume missing.t --model-path"),
+        ("--resume BEST --pretrained none", "--resume --pretrained"),
+        ("--resume BEST --low-dim 512", "--low-dim 16 --low-dim 512"),
+        ("--resume BEST --img_h 128", "--img-h 96 --img-h 128"),
+        ("--resume BEST --mode outdoor", "--mode outdoor indoor both"),
+        ("--resume BEST --features fc7", "--features fc7 pool5"),
         ("--resume BEST --save_features text.npz/x.npz", "text.npz"),
-        ("--resume BEST --save_features x.t", "--save_features x.t .npz"),
-        ("--dataset regdb --trial all --resume x.t", "{trial} --resume"),
+        ("--resume BEST --save_features x.t", "--save-features x.t .npz"),
+        ("--dataset regdb --trial all --resume x.t", "{trial} --resume x.t"),
+        ("--dataset regdb --trial 11 --resume x.t", "--trial 11 10"),
+        ("--dataset market --resume x.t", "--dataset market regdb"),
+    ],
+    "pre_process_sysu.py": [
+        ("--data_path nowhere", "nowhere/exp/train_id.txt --data-path"),
+        ("--workers -1", "--workers -1 from"),
     ],
     "-m tools.report": [
         ("a=good.json a=good.json", "label"),
@@ -64,8 +100,8 @@ COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, g
     ],
     "-m tools.score": [
         ("", "required"),
-        ("good.npz --gallery official", "--gallery official --rand_perm"),
-        ("good.npz --gallery official --rand_perm x.mat", "--rand_perm x.mat"),
+        ("good.npz --gallery official", "--gallery official --rand-perm"),
+        ("good.npz --gallery official --rand_perm x.mat", "--rand-perm x.mat"),
         ("good.npz --mat text.npz", "text.npz"),
         ("good.npz --dataset regdb --mat x", "--mat SYSU-MM01 RegDB"),
         ("text.npz", "text.npz features"),
@@ -80,12 +116,19 @@ COMMANDS = {  # script: flags, and words of the message; BEST is a checkpoint, g
 }
 
 
-def holds(line: str, words: str) -> bool:
-    return all(word.lower() in line.lower() for word in words.split())
+def cases_of(table: dict) -> list[tuple]:
+    """The cases of a table, each with its key in front."""
+    all_cases = []
+    for key, cases in table.items():
+        for case in cases:
+            all_cases.append((key, *case))
+    return all_cases
 
 
-@pytest.mark.parametrize(("script", "flags", "words"), [(key, *case) for key, own in COMMANDS.items() for case in own])
-def test_bad_flags(bad, sysu_run, monkeypatch, tmp_path, script, flags, words):
+@pytest.mark.parametrize(("script", "flags", "words"), cases_of(COMMANDS))
+def test_bad_flags_are_named_with_their_value_and_a_remedy(
+    bad, sysu_run, monkeypatch, tmp_path, script, flags, words
+):
     (tmp_path / "good.json").write_text(result())
     (tmp_path / "text.npz").write_text("text")
     (tmp_path / "empty.pth").touch()
@@ -93,105 +136,242 @@ def test_bad_flags(bad, sysu_run, monkeypatch, tmp_path, script, flags, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-    usual = {"train.py": [*TINY, *places(sysu_run["data"], tmp_path)]}
-    usual["test.py"] = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"], "--log_path", tmp_path]
+    usual_flags = []
+    if script == "train.py":
+        usual_flags = [*TINY, *places(sysu_run["data"], tmp_path)]
+    elif script == "test.py":
+        usual_flags = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"]]
+        usual_flags += ["--log_path", tmp_path]
     flags = flags.replace("BEST", str(sysu_run["models"] / f"{RUN}_best.t"))
-    assert holds(bad(script, *usual.get(script, []), *flags.split()), words)
+    line = bad(script, *usual_flags, *flags.split())
+    assert contains(line, words), line
+
+
+def test_results_of_another_checkpoint_are_not_written_over(bad, call, sysu_run, tmp_path):
+    flags = [*places(sysu_run["data"], tmp_path), "--workers", 0]
+    checkpoint = tmp_path / "a/x.t"
+    another_checkpoint = tmp_path / "b/x.t"
+    for path in (checkpoint, another_checkpoint):
+        path.parent.mkdir()
+        shutil.copy(sysu_run["models"] / f"{RUN}_best.t", path)
+    call("test.py", *flags, "--resume", checkpoint)
+    call("test.py", *flags, "--resume", checkpoint)  # of the same sources: written anew
+    line = bad("test.py", *flags, "--resume", another_checkpoint)
+    assert contains(line, "test_x_all-single.json another checkpoint --log-path")
+
+
+# ---- files of features --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "flags", "message"),
+    ("changes", "flags", "words"),
     [
-        ({"pids": None}, [], "pids"),
-        ({"camids": np.tile([1, 4], 12)}, [], "infrared"),
-        ({"thermal": np.zeros(24, int)}, [], "thermal"),
-        ({"paths": np.array(["a"] * 24)}, [], "paths"),
+        ({"pids": None}, [], "f.npz pids"),
+        ({"camids": np.tile([1, 4], 12)}, [], "f.npz infrared"),
+        ({"thermal": np.zeros(24, int)}, [], "f.npz thermal"),
+        ({"paths": np.array(["a"] * 24)}, [], "f.npz paths"),
         ({"paths": np.array(["a", "b"] * 12, object)}, [], "f.npz cannot be read as features"),
-        ({"fc": None}, [], "features"),
-        ({"fc": np.eye(23)}, [], "fc (23, 23)"),
-        ({"fc": np.full((24, 3), np.nan)}, [], "finite"),
+        ({"fc": None}, [], "f.npz features"),
+        ({"fc": np.eye(23)}, [], "f.npz fc (23, 23)"),
+        ({"fc": np.full((24, 3), np.nan)}, [], "f.npz finite"),
         ({"fc": np.diag(np.arange(24.0))}, [], "a feature is zero"),
         ({"fc": 1e300 * np.eye(24)}, ["--distance", "euclidean"], "not finite"),
         ({"network": "{"}, [], "f.npz cannot be read as features"),
-        ({}, ["--features", "pool5"], "pool5"),
+        ({}, ["--features", "pool5"], "f.npz pool5"),
     ],
 )
-def test_bad_feature_files(bad, tmp_path, changes, flags, message):
-    command = ["-m tools.score", features_file(tmp_path / "f.npz", **changes), "--log_path", tmp_path / "log", *flags]
-    assert message in bad(*command)
+def test_bad_feature_files_are_named_with_what_is_wrong(bad, tmp_path, changes, flags, words):
+    file = features_file(tmp_path / "f.npz", **changes)
+    line = bad("-m tools.score", file, "--log_path", tmp_path / "log", *flags)
+    assert contains(line, words), line
 
 
-# ---- trees and arrays -----------------------------------------------------------------------------------------------
+# ---- trees and arrays ---------------------------------------------------------------------------
 
 
-def pipe_instead(path: Path) -> None:
+def replace_by_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-def first_line(text: str) -> Callable[[Path], None]:
-    """Put this in place of a file's first line."""
-    return lambda path: path.write_text("\n".join([text, *path.read_text().splitlines()[1:]]))
+def replace_first_line(text: str) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([text, *lines[1:]]))
+
+    return replace
+
+
+def replace_text(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text)
+
+
+def cut_after_500_bytes(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def cut_last_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_by_huge_image(path: Path) -> None:
+    Image.new("1", (20000, 20000)).save(path, "PNG")
+
+
+def replace_by_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(np.zeros(3)))
+
+
+def replace_by_archive(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, images=np.zeros(3))
+
+
+def replace_array(shape: tuple[int, ...], dtype: type) -> Callable[[Path], None]:
+    return lambda path: np.save(path, np.zeros(shape, dtype))
+
+
+def change_array(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    return lambda path: np.save(path, change(np.load(path)))
 
 
 PERSON = "cam1/0001/0001.jpg"  # a training image
-IMAGES, LABELS, AGAIN = "train_ir_resized_img.npy", "train_ir_resized_label.npy", "/tree pre_process_sysu.py"
-TREES = {  # dataset, script: files, what is done to each, words of the message
-    ("sysu", "pre_process_sysu.py"): [
-        ("exp/val_id.txt", os.remove, "exp/val_id.txt"),
-        ("exp/train_id.txt", pipe_instead, "exp/train_id.txt"),
-        ("exp/train_id.txt", first_line("1,two,3"), "train_id.txt 1,two,3"),
-        ("exp/train_id.txt", first_line("1,-2"), "train_id.txt 1,-2"),
-        (PERSON, lambda path: path.write_bytes(path.read_bytes()[:500]), f"{PERSON} image"),
-        (PERSON, lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), f"{PERSON} 400000000 pixels"),
-        (PERSON, lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), f"{PERSON} image"),
-        (PERSON, pipe_instead, f"{PERSON} not found"),
+IMAGES = "train_ir_resized_img.npy"
+LABELS = "train_ir_resized_label.npy"
+PREPROCESS = "/tree pre_process_sysu.py --data-path"
+VISIBLE_LIST = "idx/train_visible_1.txt"
+TOO_LARGE_ID = "Visible/1/person_v_0001.bmp 99999999999"
+# Dataset and script: files, what is done to each, words of the message.
+TREES = {
+    "sysu pre_process_sysu.py": [
+        ("exp/val_id.txt", os.remove, "exp/val_id.txt --data-path"),
+        ("exp/train_id.txt", replace_by_pipe, "exp/train_id.txt --data-path"),
+        ("exp/train_id.txt", replace_first_line("1,two,3"), "train_id.txt 1,2,3 1,two,3"),
+        ("exp/train_id.txt", replace_first_line("1,-2"), "train_id.txt 1,2,3 1,-2"),
+        (PERSON, cut_after_500_bytes, f"{PERSON} image remove"),
+        (PERSON, replace_by_huge_image, f"{PERSON} 400000000 pixels remove"),
+        (PERSON, replace_text("%!PS-Adobe-3.0 EPSF-3.0\n"), f"{PERSON} image remove"),
+        (PERSON, replace_by_pipe, f"{PERSON} not found --data-path"),
     ],
-    ("sysu", "train.py"): [
+    "sysu train.py": [
         ("cam[1245]", shutil.rmtree, "cameras 3, 6"),
         ("cam[36]", shutil.rmtree, "0 infrared"),
-        (IMAGES, os.remove, AGAIN),
-        (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1]), AGAIN),
-        (IMAGES, lambda path: path.write_bytes(pickle.dumps(np.zeros(3))), AGAIN),
-        (IMAGES, lambda path: np.save(path, np.zeros((9, 8, 8), np.uint8)), AGAIN),
-        (IMAGES, lambda path: np.save(path, np.zeros((5, 0, 0, 3), np.uint8)), AGAIN),
-        (LABELS, lambda path: np.save(path, np.arange(3)), AGAIN),
-        (LABELS, lambda path: np.save(path, np.load(path) * 2), AGAIN),
-        (LABELS, lambda path: np.save(path, np.load(path) + 10**15), AGAIN),
-        (LABELS, lambda path: np.save(path, np.load(path) * 0.5), AGAIN),
+        (IMAGES, os.remove, PREPROCESS),
+        (IMAGES, cut_last_byte, PREPROCESS),
+        (IMAGES, replace_by_pickle, PREPROCESS),
+        (IMAGES, replace_by_archive, PREPROCESS),
+        (IMAGES, replace_array((9, 8, 8), np.uint8), PREPROCESS),
+        (IMAGES, replace_array((5, 0, 0, 3), np.uint8), PREPROCESS),
+        (LABELS, replace_array((3,), int), PREPROCESS),
+        (LABELS, replace_by_archive, PREPROCESS),
+        (LABELS, change_array(lambda labels: labels * 2), PREPROCESS),
+        (LABELS, change_array(lambda labels: labels + 10**15), PREPROCESS),
+        (LABELS, change_array(lambda labels: labels * 0.5), PREPROCESS),
     ],
-    ("regdb", "train.py"): [  # also such that leave the tree
-        ("idx/train_visible_1.txt", first_line("Visible/1/person_v_0001.bmp one"), "line 1 one"),
-        ("idx/train_visible_1.txt", first_line("Visible/1/person_v_0001.bmp 99999999999"), "line 1 99999999999"),
-        ("idx/train_visible_1.txt", first_line("/etc/secret.bmp 0"), "line 1 below"),
-        ("idx/train_visible_1.txt", first_line("Visible/../../x 0"), "line 1 below"),
-        ("idx/train_visible_1.txt", first_line("Visible/1/missing.bmp 0"), "missing.bmp"),
+    "regdb train.py": [  # also lists that point to files outside of the tree
+        (VISIBLE_LIST, replace_first_line("Visible/1/person_v_0001.bmp one"), "line 1 one"),
+        (VISIBLE_LIST, replace_first_line(TOO_LARGE_ID), "line 1 99999999999"),
+        (VISIBLE_LIST, replace_first_line("/etc/secret.bmp 0"), "line 1 below"),
+        (VISIBLE_LIST, replace_first_line("Visible/../../x 0"), "line 1 below"),
+        (VISIBLE_LIST, replace_first_line("Visible/1/missing.bmp 0"), "missing.bmp --data-path"),
     ],
-    ("llcm", "train.py"): [
-        ("idx/train_nir.txt", first_line("nir/0001/x.jpg one"), "train_nir.txt line 1"),
-        ("idx/train_vis.txt", first_line("../secret.jpg 0"), "train_vis.txt line 1 below"),
-        ("idx/test_id.txt", first_line("one, two"), "test_id.txt first line"),
-        ("idx/test_id.txt", first_line("9999"), "0 visible"),
-        ("idx/test_id.txt", os.remove, "test_id.txt not found"),
+    "llcm train.py": [
+        ("idx/train_nir.txt", replace_first_line("nir/0001/x.jpg one"), "train_nir.txt line 1"),
+        ("idx/train_vis.txt", replace_first_line("../secret.jpg 0"), "train_vis.txt line 1 below"),
+        ("idx/test_id.txt", replace_first_line("one, two"), "test_id.txt first line"),
+        ("idx/test_id.txt", replace_first_line("9999"), "0 visible"),
+        ("idx/test_id.txt", os.remove, "test_id.txt not found --data-path"),
     ],
 }
 
 
-@pytest.mark.parametrize(
-    ("dataset", "script", "files", "damage", "words"), [(*key, *case) for key, own in TREES.items() for case in own]
-)
-def test_bad_trees(bad, request, tmp_path, dataset, script, files, damage, words):
+@pytest.mark.parametrize(("dataset_and_script", "pattern", "damage", "words"), cases_of(TREES))
+def test_damaged_trees_are_named_with_what_is_wrong(
+    bad, request, tmp_path, dataset_and_script, pattern, damage, words
+):
+    dataset, script = dataset_and_script.split()
     tree = shutil.copytree(request.getfixturevalue(f"{dataset}_tree"), tmp_path / "tree")
     flags = ["--dataset", dataset, *TINY, *places(tree, tmp_path)]
     if script == "pre_process_sysu.py":
         (tree / "exp/train_id.txt").write_text("1,2,3")
         flags = ["--data_path", tree, "--force", "--workers", 1]
-    for path in [*tree.glob(files)]:
+    for path in list(tree.glob(pattern)):
         damage(path)
-    assert holds(bad(script, *flags), words)
+    line = bad(script, *flags)
+    assert contains(line, words), line
 
 
-# ---- checkpoints of others ------------------------------------------------------------------------------------------
+# ---- untrusted checkpoints ----------------------------------------------------------------------
+
+BIAS = "classifier1.classifier.2.bias"
+DEEP_LIST = functools.reduce(lambda inner, _: [inner], range(5000), [])
+SHALLOW = sys.getrecursionlimit()
+DEEP = 100_000
+
+
+def save_deep(path: Path, state: dict) -> None:
+    """As torch.save; lists may be nested deeply."""
+    sys.setrecursionlimit(DEEP)
+    try:
+        torch.save(state, path)
+    finally:
+        sys.setrecursionlimit(SHALLOW)
+
+
+def without_bias(net: dict) -> dict:
+    return {name: value for name, value in net.items() if name != BIAS}
+
+
+def all_nan(net: dict) -> dict:
+    return {name: value * float("nan") for name, value in net.items()}
+
+
+# Entries to put into a checkpoint, given its network and its config.
+HOSTILE = {
+    "a module for a network": lambda net, config: {"net": torch.nn.Linear(2, 2)},
+    "an empty network": lambda net, config: {"net": {}},
+    "another network": lambda net, config: {
+        "net": {"a": torch.zeros(2)},
+        "config": {"n_class": 10},
+    },
+    "a word for a weight": lambda net, config: {"net": net | {BIAS: "ten"}},
+    "a missing weight": lambda net, config: {"net": without_bias(net)},
+    "a sparse weight": lambda net, config: {"net": net | {BIAS: torch.zeros(10).to_sparse()}},
+    "a config of tensors": lambda net, config: {"config": config | {"lr": torch.zeros(3)}},
+    "a list for a config": lambda net, config: {"config": [1, 2]},
+    "another arch": lambda net, config: {"config": config | {"arch": "resnet50"}},
+    "an unknown arch": lambda net, config: {"config": config | {"arch": "vgg"}},
+    "a word for a height": lambda net, config: {"config": config | {"img_h": "tall"}},
+    "a negative height": lambda net, config: {"config": config | {"img_h": -96}},
+    "a fraction for a height": lambda net, config: {"config": config | {"img_h": 96.5}},
+    "scores in words": lambda net, config: {"cmc": ["high"], "mAP": "low"},
+    "scores that are too large": lambda net, config: {"cmc": [10**400]},
+    "scores with a gradient": lambda net, config: {"cmc": torch.zeros(3, requires_grad=True)},
+    "several mAP": lambda net, config: {"mAP": torch.zeros(3)},
+    "a tensor for an epoch": lambda net, config: {"epoch": torch.zeros(3)},
+    "a deep list": lambda net, config: {"cmc": DEEP_LIST},
+}
+
+
+@pytest.mark.parametrize("script", ["test.py", "train.py"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_checkpoints_are_named(bad, sysu_run, tmp_path, name, script):
+    state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
+    path = tmp_path / "hostile.t"
+    save_deep(path, state | HOSTILE[name](state["net"], state["config"]))
+    flags = ["--workers", 0]
+    if script == "train.py":
+        flags = RUN_FLAGS
+    line = bad(script, *flags, *places(sysu_run["data"], tmp_path), "--resume", path)
+    assert "hostile.t" in line
+
+
+def test_a_network_that_is_not_finite_gets_no_scores(bad, sysu_run, tmp_path):
+    state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
+    path = tmp_path / "nan.t"
+    torch.save(state | {"net": all_nan(state["net"])}, path)
+    flags = [*places(sysu_run["data"], tmp_path), "--workers", 0]
+    assert "features of thermal images are not finite" in bad("test.py", *flags, "--resume", path)
 
 
 class Bomb(str):
@@ -201,63 +381,144 @@ class Bomb(str):
         return open, (str(self), "w")
 
 
-BIAS = "classifier1.classifier.2.bias"
-HOSTILE = {  # other entries of the checkpoint, given its network
-    "a module": lambda net: {"net": torch.nn.Linear(2, 2)},
-    "nothing": lambda net: {"net": {}},
-    "a word": lambda net: {"net": {**net, BIAS: "ten"}},
-    "a missing weight": lambda net: {"net": {name: value for name, value in net.items() if name != BIAS}},
-    "sparse": lambda net: {"net": {**net, BIAS: torch.zeros(10).to_sparse()}},
-    "scores in words": lambda net: {"cmc": ["high"], "mAP": "low"},
-    "nested": lambda net: {"cmc": functools.reduce(lambda inner, _: [inner], range(5000), [])},
-    "epoch": lambda net: {"epoch": torch.zeros(3)},
-    "a config of tensors": lambda net: {"config": {"arch": "tiny", "lr": torch.zeros(3)}},
-    "another arch": lambda net: {"config": {"arch": "resnet50"}},
-    "no weight is finite": lambda net: {"net": {name: value * float("nan") for name, value in net.items()}},
+def test_damaged_checkpoints_are_rejected_and_code_in_them_does_not_run(bad, sysu_tree, tmp_path):
+    """The network is small: nobody looks at it. A bomb writes a file, which `bad` would see."""
+    path = tmp_path / "hostile.t"
+    bomb = Bomb(tmp_path / "exploded")
+    state = {"net": {BIAS: torch.zeros(1600)}, "epoch": 3}
+    contents = {"pickle": pickle.dumps({"net": bomb})}
+    for is_zip in (True, False):
+        torch.save(state | {"cmc": bomb}, path, _use_new_zipfile_serialization=is_zip)
+        contents[f"bomb, zip: {is_zip}"] = path.read_bytes()
+    torch.save(state, path)
+    valid = path.read_bytes()
+    contents["flipped bit"] = valid.replace(bytes(64), bytes(63) + b"\1", 1)
+    contents["cut"] = valid[:-1000]
+    contents["empty"] = b""
+    for name, content in contents.items():
+        path.write_bytes(content)
+        for script, flags in (("test.py", []), ("train.py", RUN_FLAGS)):
+            line = bad(script, *flags, *places(sysu_tree, tmp_path), "--resume", path)
+            assert contains(line, "hostile.t checkpoint"), name
+
+
+# ---- training states ----------------------------------------------------------------------------
+
+
+def momentum(value: object) -> Callable[[dict], dict]:
+    """Put this in place of the momentum of the first parameter."""
+
+    def change(state: dict) -> dict:
+        buffers = state["optimizer"]["state"] | {0: {"momentum_buffer": value}}
+        return {"optimizer": state["optimizer"] | {"state": buffers}}
+
+    return change
+
+
+def sparse_momentum(state: dict) -> dict:
+    dense = state["optimizer"]["state"][0]["momentum_buffer"]
+    return momentum(dense.to_sparse())(state)
+
+
+def renamed_momentum(state: dict) -> dict:
+    buffers = state["optimizer"]["state"]
+    first = {"velocity": buffers[0]["momentum_buffer"]}
+    return {"optimizer": state["optimizer"] | {"state": buffers | {0: first}}}
+
+
+def without_last_momentum(state: dict) -> dict:
+    buffers = dict(state["optimizer"]["state"])
+    del buffers[max(buffers)]
+    return {"optimizer": state["optimizer"] | {"state": buffers}}
+
+
+TRAINING_STATES = {
+    "a number for an optimizer": lambda state: {"optimizer": 5},
+    "an empty optimizer": lambda state: {"optimizer": {}},
+    "a list of momentum": lambda state: {"optimizer": {"state": [1]}},
+    "momentum of one parameter": lambda state: {"optimizer": {"state": {0: {}}}},
+    "momentum without the last parameter": without_last_momentum,
+    "momentum of another shape": momentum(torch.zeros(5)),
+    "a word for momentum": momentum("fast"),
+    "no momentum": momentum(None),
+    "a deep list for momentum": momentum(DEEP_LIST),
+    "sparse momentum": sparse_momentum,
+    "renamed momentum": renamed_momentum,
+    "an empty best": lambda state: {"best": {}},
+    "a list for best": lambda state: {"best": [0.5]},
+    "a best rank-1 that is not finite": lambda state: {"best": {"rank1": float("nan")}},
+    "a word for the best rank-1": lambda state: {"best": {"rank1": "high"}},
+    "metrics of tensors": lambda state: {"metrics": [{"loss": torch.zeros(1)}]},
+    "a word for metrics": lambda state: {"metrics": "none"},
+    "a number for a scaler": lambda state: {"scaler": 5},
+    "a word for an epoch": lambda state: {"epoch": "two"},
+    "a negative epoch": lambda state: {"epoch": -7},
 }
 
 
-@pytest.mark.parametrize("how", HOSTILE)
-def test_hostile_checkpoints(bad, sysu_run, tmp_path, how):
-    state, limit = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t")), sys.getrecursionlimit()
-    sys.setrecursionlimit(10**5)
-    torch.save(state | HOSTILE[how](state["net"]), tmp_path / "hostile.t")
-    sys.setrecursionlimit(limit)
-    flags = [*places(sysu_run["data"], tmp_path), "--workers", 0, "--resume", tmp_path / "hostile.t"]
-    assert ("not finite" if how == "no weight is finite" else "hostile.t") in bad("test.py", *flags)
-
-
-def test_damaged_checkpoints_and_such_that_would_run_code(bad, sysu_tree, tmp_path):
-    """The net is small: nothing of it is looked at. A bomb that goes off writes a file, which `bad` sees."""
-    path, bomb = tmp_path / "hostile.t", Bomb(tmp_path / "exploded")
-    state, contents = {"net": {BIAS: torch.zeros(1600)}, "epoch": 3}, {"pickle": pickle.dumps({"net": bomb})}
-    for zipped in (True, False):
-        torch.save(state | {"cmc": bomb}, path, _use_new_zipfile_serialization=zipped)
-        contents[f"bomb {zipped}"] = path.read_bytes()
-    torch.save(state, path)
-    whole = path.read_bytes()
-    contents |= {"flipped": whole.replace(bytes(64), bytes(63) + b"\1", 1), "cut": whole[:-1000], "empty": b""}
-    for name, data in contents.items():
-        path.write_bytes(data)
-        for script, flags in (("test.py", []), ("train.py", RUN_FLAGS)):
-            line = bad(script, *flags, *places(sysu_tree, tmp_path), "--resume", path)
-            assert holds(line, "hostile.t checkpoint"), name
-
-
-STATES = [
-    {"optimizer": {}},
-    {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(5)}}}},
-    {"rng": {"torch": torch.zeros(3), "cuda": None}},
-    {"step": 1, "sums": torch.zeros(7)},  # of an epoch under way; those of a finished one are not used
-    {"step": "two"},
-    {"best": {}},
-    {"metrics": [{"loss": torch.zeros(1)}]},
-]
-
-
-def test_training_states_that_do_not_hold_together(bad, sysu_run, tmp_path):
+@pytest.mark.parametrize("name", TRAINING_STATES)
+def test_training_states_that_do_not_hold_together_are_rejected(bad, sysu_run, tmp_path, name):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_last.t"))
+    path = tmp_path / "state.t"
+    save_deep(path, state | TRAINING_STATES[name](state))
+    flags = [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--epochs", 4]
+    line = bad("train.py", *flags, "--resume", path)
+    assert contains(line, "state.t checkpoint"), line
+
+
+@pytest.mark.parametrize("missing", ["best", "metrics", "scaler"])
+def test_a_training_state_without_one_of_its_parts_is_rejected(bad, sysu_run, tmp_path, missing):
+    state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_last.t"))
+    del state[missing]
+    utils.save_checkpoint(str(tmp_path / "state.t"), state)
     flags = [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--resume", tmp_path / "state.t"]
-    for number, change in enumerate(STATES):
-        utils.save_checkpoint(str(tmp_path / "state.t"), state | change)
-        assert holds(bad("train.py", *flags), "state.t checkpoint"), number
+    line = bad("train.py", *flags)
+    assert contains(line, "state.t checkpoint training state"), line
+
+
+@pytest.fixture(scope="module")
+def adam_state(sysu_tree, tmp_path_factory) -> dict:
+    """The state of a training with Adam after one epoch."""
+    out = tmp_path_factory.mktemp("adam")
+    run_here("train.py", *TINY, *places(sysu_tree, out), "--optim", "adam", "--epochs", 0)
+    (path,) = out.glob("*_last.t")
+    return utils.load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("exp_avg_sq", None),
+        ("exp_avg_sq", torch.zeros(5)),
+        ("step", None),
+        ("step", "two"),
+        ("step", torch.zeros(3)),
+    ],
+)
+def test_adam_states_that_do_not_hold_together_are_rejected(
+    bad, sysu_tree, adam_state, tmp_path, name, value
+):
+    """``value`` replaces a buffer of the first parameter; None removes it."""
+    optimizer = copy.deepcopy(adam_state["optimizer"])
+    if value is None:
+        del optimizer["state"][0][name]
+    else:
+        optimizer["state"][0][name] = value
+    path = tmp_path / "state.t"
+    torch.save(adam_state | {"optimizer": optimizer}, path)
+    flags = [*TINY, *places(sysu_tree, tmp_path), "--optim", "adam", "--epochs", 1]
+    line = bad("train.py", *flags, "--resume", path)
+    assert contains(line, "state.t checkpoint"), line
+
+
+@pytest.mark.parametrize("scaler_state", [{}, {"scale": 65536.0}, {"scale": "large"}])
+def test_scaler_states_that_do_not_hold_together_are_rejected(sysu_run, scaler_state):
+    """Of --precision fp16, which needs a GPU: this scaler is one for CPUs."""
+    path = str(sysu_run["models"] / f"{RUN}_last.t")
+    args = train.parse_args([*RUN_FLAGS, "--resume", path])
+    checkpoint = utils.load_checkpoint(path) | {"scaler": scaler_state}
+    net = load_network(checkpoint, path)
+    optimizer = train.build_optimizer(net, args)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    with pytest.raises(utils.InputError, match=r"_last\.t"):
+        train.Run(RUN, 10, args).resume(checkpoint, net, optimizer, scaler)

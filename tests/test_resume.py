@@ -1,175 +1,237 @@
-"""Nothing lost: runs that are stopped or killed, files that are whole or absent, one process to a run."""
+"""Nothing is lost: runs that end at any moment, files that are whole or absent, locks."""
 
 import errno
-import itertools
 import os
-import random
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, places
+from conftest import RUN, RUN_FLAGS, places, read_all, same
 from filelock import FileLock
 
 import train
 import utils
-from tools import killtest
-from tools.killtest import SIZE, kill_preprocessing, kill_training, read_all, same
-from tools.make_synthetic import make_sysu
+from model import EmbedNet, to_device
 
-
-def sends(number: int) -> Callable[..., None]:
-    return lambda *_: signal.raise_signal(number)
+# ---- a run in pieces ----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def training(monkeypatch, sysu_run, tmp_path):
-    """Run the training of `sysu_run`, in folders of its own, in this process.
+def training(monkeypatch, sysu_run, tmp_path) -> Callable[..., int]:
+    """Run the training of `sysu_run` in folders of its own; gives the exit status.
 
-    After so many steps ``happens`` is called, and ``in_test`` in place of a test. Gives the exit status and, for each
-    step, its losses and accuracy as train.py had them.
+    ``replaced``: functions of train.py to replace, by name.
     """
-    usual = [*RUN_FLAGS, "--data_path", sysu_run["data"], "--model_path", tmp_path / "m", "--log_path", tmp_path / "l"]
+    usual = [*RUN_FLAGS, "--data_path", sysu_run["data"]]
+    usual += ["--model_path", tmp_path / "models", "--log_path", tmp_path / "logs"]
 
-    def run(*flags, after: int = 0, happens: Callable | None = None, in_test: Callable | None = None) -> tuple:
-        steps, numbers, real = [], itertools.count(1), train.train_step
-
-        def step(*args):
-            losses, accuracy = real(*args)
-            steps.append(torch.stack([*(value.mean() for value in losses.values()), accuracy]))
-            if next(numbers) == after:
-                happens()
-            return losses, accuracy
-
+    def run(*flags, **replaced) -> int:
         with monkeypatch.context() as patch:
-            patch.setattr(train, "train_step", step)
-            patch.setattr(train, "evaluate", in_test or train.evaluate)
-            patch.setattr(sys, "argv", ["train.py", *map(str, [*usual, *flags])])
+            for name, function in replaced.items():
+                patch.setattr(train, name, function)
+            patch.setattr(sys, "argv", ["train.py", *(str(flag) for flag in [*usual, *flags])])
             try:
-                utils.run(train.main)
+                utils.run(train.main, "interrupted: --resume last resumes")
             except SystemExit as stop:
-                return stop.code, steps
-        return 0, steps
+                return stop.code
+        return 0
 
     return run
 
 
-def test_a_run_in_pieces_is_the_run_in_one(training, sysu_run, tmp_path, capsys):
-    """--epochs raised, signals in an epoch and in a test, a crash, other workers: the same values in the end."""
-    last = tmp_path / "m" / f"{RUN}_last.t"
-    assert training("--resume", "last", "--epochs", 0)[0] == 0
+def raising(error: BaseException, after: int, function: Callable) -> Callable:
+    """``function``, whose call number ``after`` raises an error instead."""
+    calls = 0
+
+    def wrapped(*args):
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise error
+        return function(*args)
+
+    return wrapped
+
+
+def test_a_run_in_pieces_is_the_run_in_one(training, sysu_run, tmp_path, monkeypatch, capsys):
+    """Ended within an epoch, within a test, between two files, by Ctrl-C and by crashes."""
+    last = tmp_path / "models" / f"{RUN}_last.t"
+    assert training("--resume", "last", "--epochs", 0) == 0
     assert "starting from the beginning" in capsys.readouterr().out
-    pieces = (
-        ({"after": 2, "happens": sends(signal.SIGTERM)}, 143, (0, 2)),
-        ({"after": 2, "happens": sends(signal.SIGINT)}, 130, (0, 4)),
-        ({"in_test": sends(signal.SIGINT)}, 130, (1, 5)),  # the finished epoch's steps are saved
-    )
-    for event, status, place in pieces:
-        assert training("--resume", "last", "--workers", 1, **event)[0] == status
-        assert ("stopped at" in capsys.readouterr().out.splitlines()[-1]) == ("happens" in event)
-        state = utils.load_checkpoint(str(last))
-        assert (state["epoch"], state["step"]) == place
-        for own in state["optimizer"]["state"].values():  # another memory format is no other value
-            own["momentum_buffer"] = own["momentum_buffer"].contiguous()
-        utils.save_checkpoint(str(last), state)
-    with pytest.raises(ZeroDivisionError):  # stands for a crash
-        training("--resume", "last", "--save_every_steps", 3, after=4, happens=lambda: 1 / 0)
-    state = utils.load_checkpoint(str(last))
-    assert (state["epoch"], state["step"]) == (2, 3)
-    for steps in (2, 0):  # then nothing is left to do
-        status, done = training("--resume", "last")
-        assert (status, len(done)) == (0, steps)
-        assert same(read_all(tmp_path / "m"), read_all(sysu_run["models"]))
-        assert same(read_all(tmp_path / "l"), read_all(sysu_run["logs"]))
-    assert {file.suffix for file in tmp_path.rglob("*") if file.is_file()} == {".t", ".log", ".jsonl", ".lock"}
+
+    step = raising(KeyboardInterrupt(), 2, train.train_step)
+    assert training("--resume", "last", "--workers", 1, train_step=step) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--resume last resumes")
+    assert utils.load_checkpoint(str(last))["epoch"] == 0
+
+    step = raising(ZeroDivisionError(), 8, train.train_step)  # stands for a crash
+    with pytest.raises(ZeroDivisionError):  # in epoch 2: an epoch has five steps
+        training("--resume", "last", train_step=step)
+    assert utils.load_checkpoint(str(last))["epoch"] == 1
+
+    test = raising(KeyboardInterrupt(), 1, train.evaluate)
+    assert training("--resume", "last", evaluate=test) == 130
+    assert utils.load_checkpoint(str(last))["epoch"] == 1  # the epoch is over after its test
+
+    # Between _best and _last of epoch 2; then between _last and metrics.jsonl.
+    for owner, name in ((utils, "save_checkpoint"), (train.Run, "write_metrics")):
+        with monkeypatch.context() as patch:
+            crash = raising(ZeroDivisionError(), 2, getattr(owner, name))
+            patch.setattr(owner, name, crash)
+            with pytest.raises(ZeroDivisionError):
+                training("--resume", "last")
+    assert utils.load_checkpoint(str(last))["epoch"] == 2
+
+    assert training("--resume", "last") == 0
+    for _ in range(2):  # the second time nothing is left to do
+        assert same(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
+        assert same(read_all(tmp_path / "logs"), read_all(sysu_run["logs"]))
+        assert training("--resume", "last") == 0
+    suffixes = {file.suffix for file in tmp_path.rglob("*") if file.is_file()}
+    assert suffixes == {".t", ".log", ".jsonl", ".lock"}
 
 
-def test_checkpoints_of_earlier_versions_go_on(training, sysu_run, tmp_path):
-    """They kept CE, HC and accuracy of each step, not sums; this one was stopped within an epoch."""
-    last = tmp_path / "m" / f"{RUN}_last.t"
-    epoch_2 = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
-    utils.save_checkpoint(str(tmp_path / "older.t"), epoch_2 | {"sums": torch.zeros(2)})  # of fewer terms of the loss
-    status, steps = training("--resume", tmp_path / "older.t", after=2, happens=sends(signal.SIGTERM))
-    state = utils.load_checkpoint(str(last))
-    assert (status, state["epoch"], state["step"]) == (143, 2, 2)
-    del state["sums"]
-    utils.save_checkpoint(str(last), state | {"history": torch.stack(steps), "scaler": None})
-    assert training("--resume", "last")[0] == 0
-    found, expected = utils.load_checkpoint(str(last)), utils.load_checkpoint(str(sysu_run["models"] / last.name))
-    assert found.pop("metrics") == [pytest.approx(line) for line in expected.pop("metrics")]
-    assert same(found, expected)
+def test_metrics_that_a_kill_left_behind_are_written_again(training, sysu_run, tmp_path):
+    assert training() == 0
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    lines = metrics.read_text()
+    metrics.write_text(lines.splitlines(keepends=True)[0])
+    assert training("--resume", "last") == 0
+    assert metrics.read_text() == lines
+
+
+def test_an_epoch_does_not_depend_on_what_came_before(training, tmp_path, sysu_run):
+    """Dropout of epoch 1 is the same, whatever has drawn random numbers before it."""
+    assert training("--epochs", 0) == 0
+
+    def with_draws(*args):
+        torch.rand(7)
+        return load_training_set(*args)
+
+    load_training_set = train.load_training_set
+    assert training("--resume", "last", load_training_set=with_draws) == 0
+    assert same(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
+
+
+def test_momentum_takes_the_memory_format_of_the_weights():
+    """A checkpoint of a machine with another format: the same update."""
+    args = SimpleNamespace(lr=0.1, optim="sgd")
+    torch.manual_seed(0)
+    contiguous = EmbedNet(3, 8, arch="resnet18", pretrained="none")
+    channels_last = EmbedNet(3, 8, arch="resnet18", pretrained="none")
+    channels_last.load_state_dict(contiguous.state_dict())
+    channels_last = to_device(channels_last, torch.device("cpu"))
+    first = train.build_optimizer(contiguous, args)
+    second = train.build_optimizer(channels_last, args)
+    for buffers in first.state.values():
+        buffers["momentum_buffer"].normal_()
+    train.load_optimizer(second, first.state_dict(), "checkpoint.t")
+    for parameter, other in zip(contiguous.parameters(), channels_last.parameters(), strict=True):
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+            other.grad = torch.ones_like(other)
+            momentum = second.state[other]["momentum_buffer"]
+            assert momentum.stride() == other.stride()
+    first.step()
+    second.step()
+    for parameter, other in zip(contiguous.parameters(), channels_last.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
+# ---- runs that are there ------------------------------------------------------------------------
 
 
 def test_a_run_is_not_written_over(bad, sysu_run, tmp_path):
-    data, models, logs = ["--data_path", sysu_run["data"]], sysu_run["models"], sysu_run["logs"]
+    data = ["--data_path", sysu_run["data"]]
+    models = sysu_run["models"]
+    logs = sysu_run["logs"]
+    folders = ["--model_path", models, "--log_path", logs]
     for resume in ([], ["--resume", f"{RUN}_best.t", "--epochs", 2]):
-        line = bad("train.py", *RUN_FLAGS, *data, "--model_path", models, "--log_path", logs, *resume)
-        assert f"{RUN}_last.t is there already" in line and "--resume last" in line
+        line = bad("train.py", *RUN_FLAGS, *data, *folders, *resume)
+        assert f"{RUN}_last.t is there already" in line
+        assert "--resume last" in line
     for resume in ([], ["--resume", "last"]):  # the metrics alone are a run, too
-        line = bad("train.py", *RUN_FLAGS, *data, "--model_path", tmp_path, "--log_path", logs, *resume)
+        folders = ["--model_path", tmp_path, "--log_path", logs]
+        line = bad("train.py", *RUN_FLAGS, *data, *folders, *resume)
         assert "metrics.jsonl is there already" in line
 
 
-def test_the_second_process_of_one_name_is_refused(bad, sysu_run, tmp_path):
+def test_the_second_process_of_a_name_is_an_error(bad, sysu_run, tmp_path):
     with FileLock(tmp_path / f"{RUN}.lock"):
-        assert f"{RUN}.lock" in bad("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path))
+        line = bad("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path))
+        assert f"{RUN}.lock" in line
     (lock,) = sysu_run["data"].glob("*.lock")
+    size = ["--img_h", 96, "--img_w", 32]
     with FileLock(lock):
-        assert lock.name in bad("pre_process_sysu.py", "--data_path", sysu_run["data"], *SIZE, "--force")
+        line = bad("pre_process_sysu.py", "--data_path", sysu_run["data"], *size, "--force")
+        assert lock.name in line
 
 
-@pytest.mark.parametrize("event", [{}, {"after": 3, "happens": sends(signal.SIGTERM)}])
-def test_a_loss_that_is_not_finite_stops_the_run(training, capsys, tmp_path, event):
-    """Also if a signal comes before it is noticed."""
-    assert training("--lr", 1e30, "--epochs", 0, **event)[0] == 2
-    line = capsys.readouterr().err
-    assert len(line.splitlines()) == 1 and "epoch 0" in line and "not finite" in line
-    assert not [*tmp_path.rglob("*.t")]
+# ---- numbers that are not finite ----------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_is_not_saved(training, capsys, monkeypatch, tmp_path):
-    """Even if all weights are finite: in fp16 the scaler leaves such a step out."""
-    monkeypatch.setattr(utils, "process_mean", lambda x: x * float("nan"))
-    assert training("--save_every_steps", 1)[0] == 2
-    assert "not finite" in capsys.readouterr().err and not [*tmp_path.rglob("*.t")]
+def test_a_loss_that_is_not_finite_ends_the_run(training, capsys, tmp_path):
+    assert training("--lr", 1e30, "--epochs", 0) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(words in line for words in ("epoch 0", "step", "not finite", "--lr", "--w-hc"))
+    assert not list(tmp_path.rglob("*.t"))
 
 
-# ---- kills; more of them: python -m tools.killtest ------------------------------------------------------------------
+def test_weights_that_are_not_finite_are_not_saved(training, capsys, tmp_path):
+    """The last update may spoil them though every loss was finite."""
+
+    def step(net, *args):
+        result = train_step(net, *args)
+        with torch.no_grad():
+            net.feature1.feat_block[0].bias[0] = float("inf")
+        return ({name: torch.zeros(6) for name in result[0]}, result[1])
+
+    train_step = train.train_step
+    assert training("--epochs", 0, train_step=step) == 2
+    assert "a weight is not finite" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.t"))
 
 
-def test_a_killed_preprocessing_loses_nothing(tmp_path):
-    make_sysu(tmp_path / "tree", ids=5, images=2)
-    assert len(kill_preprocessing(tmp_path / "runs", tmp_path / "tree", 1, random.Random(1))) == 1
+def test_a_term_without_weight_does_not_spoil_the_loss(training, capsys, tmp_path):
+    """Its value that is not finite is null in metrics.jsonl."""
+
+    def without_center(*args):
+        losses, accuracy = train_step(*args)
+        return losses | {"HC": losses["HC"] * float("nan")}, accuracy
+
+    train_step = train.train_step
+    assert training("--w_hc", 0, "--epochs", 0, train_step=without_center) == 0
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    assert '"HC": null' in metrics.read_text()
 
 
-def test_a_killed_training_loses_nothing(sysu_tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(killtest, "TRAIN", ["tests/several.py", *killtest.TRAIN, "--arch", "tiny"])
-    assert len(kill_training(tmp_path / "runs", sysu_tree, 1, random.Random(1))) == 1
+# ---- files --------------------------------------------------------------------------------------
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+def test_a_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("before")
-    with pytest.raises(KeyError), utils.whole_file(str(file)) as partial:
+    with pytest.raises(KeyError), utils.atomic_write(str(file)) as partial:
         Path(partial).write_text("aft")
         raise KeyError
-    assert os.listdir(tmp_path) == ["file"] and file.read_text() == "before"
+    assert os.listdir(tmp_path) == ["file"]
+    assert file.read_text() == "before"
 
-    def full(_) -> None:
+    def full_disk(_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"file .*disk is full"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(utils.InputError, match=r"file .*disk is full"):
         utils.save_checkpoint(str(file), {})
-    assert os.listdir(tmp_path) == ["file"] and file.read_text() == "before"
+    assert os.listdir(tmp_path) == ["file"]
+    assert file.read_text() == "before"
     monkeypatch.undo()
-    (tmp_path / "file.partial").write_text("what a killed run left, much more than what is written now")
-    with utils.whole_file(str(file)) as partial:
+
+    (tmp_path / "file.partial").write_text("what a killed run left: longer than what comes now")
+    with utils.atomic_write(str(file)) as partial:
         Path(partial).write_text("now")
-    assert os.listdir(tmp_path) == ["file"] and file.read_text() == "now"
+    assert os.listdir(tmp_path) == ["file"]
+    assert file.read_text() == "now"

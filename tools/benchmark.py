@@ -1,16 +1,20 @@
 """Measure speed and memory on this machine.
 
-    python -m tools.benchmark evaluate      scoring at the datasets' sizes, beside a loop over queries and a bare sort
-    python -m tools.benchmark data          batches of training images, beside an image at a time through torchvision
-    python -m tools.benchmark train         training steps, beside the published way
-    python -m tools.benchmark scale         training steps shared by 1, 2, 4, ... processes, one for each GPU
+    python -m tools.benchmark evaluate
+        scoring at the datasets' sizes, beside a loop over the queries and bare sorts
+    python -m tools.benchmark data
+        batches of training images, beside an image at a time through torchvision
+    python -m tools.benchmark train
+        training steps, beside the original's loop in stock PyTorch
+    python -m tools.benchmark scale
+        distributed training steps on 1, 2, 4, ... processes, one for each GPU
 
-Flags of train.py hold here, too, like --arch, --batch-size, --amp bf16 or --compile; those that change the precision
-leave the published way as it is. Ratios are taken in one run; they mean more than the seconds.
+Flags of train.py hold here, too, like --arch, --batch-size, --precision bf16 or --compile. Those
+that change precision or algorithms leave stock PyTorch as it is. Ratios are taken within one run:
+they mean more than the seconds.
 """
 
 import argparse
-import collections
 import json
 import os
 import resource
@@ -21,286 +25,555 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as T
+from torchvision import transforms
 
 import train
 import utils
 from data_loader import IMAGENET_MEAN, IMAGENET_STD, IdentitySampler, TrainBatches, TrainingSet
 from eval_metrics import Distances, eval_sysu
+from loss import Criterion
 from model import EmbedNet, to_device
 
-SIZES = {  # (queries, gallery, persons)
-    "SYSU-MM01 single-shot": (3803, 301, 96),
-    "SYSU-MM01 multi-shot": (3803, 3010, 96),
-    "RegDB": (2060, 2060, 206),
+N_CLASS = 395  # training persons of SYSU-MM01
+# At least as many as readers make before they are asked for: `data` uses them up before the clock
+# starts, and there are images for as many more.
+BATCHES_AHEAD = 10
+STOCK = "stock PyTorch, the original's loop"
+OURS = "ours"
+MIB = 2**20
+GIB = 2**30
+
+
+# ---- scoring ------------------------------------------------------------------------------------
+
+
+class RankingSize(NamedTuple):
+    queries: int
+    gallery: int
+    persons: int
+
+
+SIZES = {
+    "SYSU-MM01 single-shot": RankingSize(queries=3803, gallery=301, persons=96),
+    "SYSU-MM01 multi-shot": RankingSize(queries=3803, gallery=3010, persons=96),
+    "RegDB": RankingSize(queries=2060, gallery=2060, persons=206),
 }
-LARGE = (20_000, 50_000, 1_000)
-PERSONS = 395
-AHEAD = 10  # batches that may be made before they are asked for
-PUBLISHED, OURS = "the published way", "ours"
+LARGE_SIZE = RankingSize(queries=20_000, gallery=50_000, persons=1_000)
 
 
-# ---- scoring --------------------------------------------------------------------------------------------------------
-
-
-def lists(queries: int, gallery: int, persons: int) -> tuple[np.ndarray, ...]:
-    """Person and camera numbers of queries and gallery, as `eval_sysu` takes them."""
+def labels_of(size: RankingSize) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(Q,) and (G,) random person ids, then camera numbers, in the order that `eval_sysu` takes."""
     rng = np.random.default_rng(0)
-    pids = rng.integers(0, persons, queries), np.sort(np.arange(gallery) % persons)
-    return *pids, rng.choice([3, 6], queries), rng.choice([1, 2, 4, 5], gallery)
+    q_pids = rng.integers(0, size.persons, size.queries)
+    g_pids = np.sort(np.arange(size.gallery) % size.persons)
+    q_camids = rng.choice([3, 6], size.queries)
+    g_camids = rng.choice([1, 2, 4, 5], size.gallery)
+    return q_pids, g_pids, q_camids, g_camids
 
 
-def loop_over_queries(distmat, q_pids, g_pids, q_camids, g_camids) -> tuple[float, float]:
-    """Rank-1 and mAP the way the field's codes compute them: a query at a time, with Python lists along its ranking."""
-    ranking = np.argsort(distmat, axis=1)
-    ranked_pids = g_pids[ranking]
-    hits = (ranked_pids == q_pids[:, None]).astype(np.int32)
-    curves, aps = [], []
-    for query, order in enumerate(ranking):
-        keep = ~((q_camids[query] == 3) & (g_camids[order] == 2))
-        own_hits = hits[query][keep]
-        if not own_hits.any():
+def loop_over_queries(
+    distmat: np.ndarray,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+) -> tuple[float, float]:
+    """Rank-1 and mAP as the field's codes compute them: query by query, with Python lists."""
+    order = np.argsort(distmat, axis=1)
+    ranked_pids = g_pids[order]
+    matches = (ranked_pids == q_pids[:, None]).astype(np.int32)
+    cmc_curves = []
+    average_precisions = []
+    for query, ranking in enumerate(order):
+        is_junk = (q_camids[query] == 3) & (g_camids[ranking] == 2)
+        query_matches = matches[query][~is_junk]
+        if not query_matches.any():
             continue
-        pids = ranked_pids[query][keep]
-        first_seen = np.unique(pids, return_index=True)[1]
-        persons = np.array([pids[place] for place in sorted(first_seen)])  # each at their first image
-        curves.append((persons == q_pids[query]).cumsum()[:20])
-        precisions = np.array([found / (place + 1.0) for place, found in enumerate(own_hits.cumsum())])
-        aps.append((precisions * own_hits).sum() / own_hits.sum())
-    return np.mean([curve[0] for curve in curves]), np.mean(aps)
+        pids = ranked_pids[query][~is_junk]
+        _, first_seen = np.unique(pids, return_index=True)
+        persons = np.array([pids[position] for position in sorted(first_seen)])
+        cmc_curves.append((persons == q_pids[query]).cumsum()[:20])
+        matches_so_far = query_matches.cumsum()
+        precision = np.array([n / (position + 1.0) for position, n in enumerate(matches_so_far)])
+        average_precisions.append((precision * query_matches).sum() / query_matches.sum())
+    rank1 = np.mean([curve[0] for curve in cmc_curves])
+    return rank1, np.mean(average_precisions)
 
 
-def peak_memory(function: Callable) -> float:
+def fastest(function: Callable[[], object], calls: int) -> float:
+    """The seconds of the fastest of some calls."""
+    return min(timeit.repeat(function, number=1, repeat=calls))
+
+
+def peak_memory(function: Callable[[], object]) -> float:
     """The most memory that a call holds at once, in MiB."""
     tracemalloc.start()
     function()
-    peak = tracemalloc.get_traced_memory()[1]
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return peak / 2**20
+    return peak / MIB
 
 
 def benchmark_evaluate(args: argparse.Namespace, options: argparse.Namespace) -> None:
+    """Print a line for each size: seconds, ratios of them, and peak memory; then a large case."""
+    columns = ["ours", "loop", "sort", "argsort", "loop/ours", "ours/sort", "ours/argsort"]
+    columns += ["ours", "loop"]  # the last two: memory
+    heads = "".join(f"{column:>13s}" for column in columns)
+    print(f"{'':24s}{'queries x gallery':>18s}{heads}")
+    for name, size in SIZES.items():
+        print(f"{name:24s}{evaluate_row(size)}", flush=True)
+    print(f"\n{evaluate_large()}")
+
+
+def evaluate_row(size: RankingSize) -> str:
+    """Time and memory of scoring float32 distances of this size, as a line of the table."""
     rng = np.random.default_rng(0)
-    columns = ("ours", "loop", "sort", "loop/ours", "ours/sort", "ours", "loop")
-    print(f"{'':24s}{'queries x gallery':>18s}" + "".join(f"{column:>11s}" for column in columns))
-    for name, (queries, gallery, persons) in SIZES.items():
-        distmat = rng.standard_normal((queries, gallery), dtype=np.float32)
-        where = lists(queries, gallery, persons)
-        score, compare = partial(eval_sysu, distmat, *where), partial(loop_over_queries, distmat, *where)
-        scores = score()
-        np.testing.assert_allclose((scores.cmc[0], scores.mAP), compare(), atol=1e-9)
-        calls = (score, 5), (compare, 1), (partial(np.sort, distmat, axis=1), 5)
-        ours, loop, sort = (min(timeit.repeat(call, number=1, repeat=n)) for call, n in calls)
-        times = "".join(f"{t:9.3f} s" for t in (ours, loop, sort))
-        memory = "".join(f"{peak_memory(call):7.0f} MiB" for call in (score, compare))
-        size = f"{queries:,} x {gallery:,}"
-        print(f"{name:24s}{size:>18s}{times}{loop / ours:10.0f}x{ours / sort:10.1f}x{memory}")
+    distmat = rng.standard_normal((size.queries, size.gallery), dtype=np.float32)
+    labels = labels_of(size)
+    score_ours = partial(eval_sysu, distmat, *labels)
+    score_in_loop = partial(loop_over_queries, distmat, *labels)
+    scores = score_ours()
+    np.testing.assert_allclose((scores.cmc[0], scores.mAP), score_in_loop(), atol=1e-9)
 
-    queries, gallery, persons = LARGE
-    features = [rng.standard_normal((n, 128), dtype=np.float32) for n in (queries, gallery)]
-    where = lists(queries, gallery, persons)
+    ours = fastest(score_ours, calls=5)
+    loop = fastest(score_in_loop, calls=1)
+    sort = fastest(partial(np.sort, distmat, axis=1), calls=5)
+    argsort = fastest(partial(np.argsort, distmat, axis=1), calls=5)
+    size_text = f"{size.queries:,} x {size.gallery:,}"
+    row = f"{size_text:>18s}"
+    row += "".join(f"{seconds:11.3f} s" for seconds in (ours, loop, sort, argsort))
+    row += "".join(f"{ratio:12.1f}x" for ratio in (loop / ours, ours / sort, ours / argsort))
+    row += "".join(f"{peak_memory(call):9.0f} MiB" for call in (score_ours, score_in_loop))
+    return row
+
+
+def evaluate_large() -> str:
+    """Time and memory of scoring more distances than one would hold at once, as a sentence."""
+    size = LARGE_SIZE
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((size.queries, 128), dtype=np.float32)
+    gallery = rng.standard_normal((size.gallery, 128), dtype=np.float32)
+    labels = labels_of(size)
     start = time.perf_counter()
-    peak = peak_memory(lambda: eval_sysu(Distances(*features), *where))
-    took, whole = time.perf_counter() - start, queries * gallery * 4 / 2**20
-    print(f"\n{queries:,} x {gallery:,}, from 128-dimensional features: {took:.1f} s, {peak:.0f} MiB beyond them; "
-          f"all distances at once would be {whole:.0f} MiB")  # fmt: skip
+    peak = peak_memory(lambda: eval_sysu(Distances(query, gallery), *labels))
+    seconds = time.perf_counter() - start
+    all_distances = size.queries * size.gallery * 4 / MIB
+    return (
+        f"{size.queries:,} x {size.gallery:,}, from 128-dimensional features: {seconds:.1f} s, "
+        f"{peak:.0f} MiB beyond them; all distances at once would be {all_distances:.0f} MiB"
+    )
 
 
-# ---- batches --------------------------------------------------------------------------------------------------------
+# ---- the stopwatch ------------------------------------------------------------------------------
 
 
-def noise(steps: int, options: argparse.Namespace) -> tuple[TrainingSet, IdentitySampler]:
-    """Random images for an epoch of more than ``steps`` batches, and their sampler."""
-    rng, images = np.random.default_rng(0), (steps + AHEAD) * options.batch_size
-    labels = np.arange(images) % min(PERSONS, images // options.per_img)
-    shape = images, options.img_h, options.img_w, 3
-    visible, thermal = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(2))
+class Stopwatch:
+    """Times what a loop does with its batches, from the end of its warm-up on.
+
+    Args:
+        warmup: batches before the clock starts.
+        steps: batches after that.
+        device: what the loop computes on.
+
+    Attributes, valid when the loop is over:
+        seconds: the time of the ``steps``.
+        waited: the part of it in which the loop waited for its next batch.
+    """
+
+    def __init__(self, warmup: int, steps: int, device: torch.device):
+        self.warmup = warmup
+        self.steps = steps
+        self.device = device
+        self.seconds = 0.0
+        self.waited = 0.0
+
+    def watch(self, batches: Iterable) -> Iterator:
+        """Yield the first ``warmup + steps`` batches."""
+        batches = iter(batches)
+        start = time.perf_counter()
+        for step in range(self.warmup + self.steps):
+            if step == self.warmup:
+                self.synchronize()
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                self.waited = 0.0
+                start = time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - asked
+            yield batch
+        self.synchronize()
+        self.seconds = time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_bytes(self) -> int:
+        """The most memory in use: on a GPU since the warm-up, on a CPU by this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class WatchedBatches:
+    """One short epoch of `TrainBatches` that a stopwatch watches, for `train.train_epoch`."""
+
+    def __init__(self, batches: TrainBatches, stopwatch: Stopwatch):
+        self.batches = batches
+        self.stopwatch = stopwatch
+
+    def __len__(self) -> int:
+        return self.stopwatch.warmup + self.stopwatch.steps
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        return self.stopwatch.watch(self.batches.epoch(epoch))
+
+
+# ---- batches ------------------------------------------------------------------------------------
+
+
+def random_images(steps: int, options: argparse.Namespace) -> tuple[TrainingSet, IdentitySampler]:
+    """Images of noise, for an epoch of more than ``steps`` batches, and their sampler."""
+    rng = np.random.default_rng(0)
+    n_images = (steps + BATCHES_AHEAD) * options.batch_size
+    labels = np.arange(n_images) % min(N_CLASS, n_images // options.per_img)
+    shape = (n_images, options.img_h, options.img_w, 3)
+    visible = rng.integers(0, 256, shape, dtype=np.uint8)
+    thermal = rng.integers(0, 256, shape, dtype=np.uint8)
     sampler = IdentitySampler(labels, labels, options.batch_size, options.per_img)
     return TrainingSet(visible, thermal, labels, labels), sampler
 
 
 class ImageByImage(Dataset):
-    """The published way to a batch: each image through torchvision's transforms, in the order of a plan."""
+    """Pairs of images as the original code makes them: one by one, through torchvision.
 
-    def __init__(self, data: TrainingSet, sampler: IdentitySampler):
-        self.data, self.plan = data, [rows.ravel() for rows in sampler.epoch(0)]
-        steps = T.ToPILImage(), T.RandomCrop(data.visible.shape[1:3]), T.RandomHorizontalFlip(), T.ToTensor()
-        self.transform = T.Compose([*steps, T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
-
-    def __len__(self) -> int:
-        return len(self.plan[0])
-
-    def __getitem__(self, i: int) -> tuple:
-        v, t = self.plan[0][i], self.plan[1][i]
-        images = self.transform(self.data.visible[v]), self.transform(self.data.thermal[t])
-        return *images, self.data.visible_labels[v], self.data.thermal_labels[t]
-
-
-class Watch:
-    """Hands ``warmup + steps`` batches to a loop, and times what the loop does from the end of the warm-up on.
-
-    ``seconds`` is the time of these ``steps``; for ``waited`` of them the loop waited for its batches.
+    An item is (visible image, thermal image, visible label, thermal label).
     """
 
-    def __init__(self, warmup: int, steps: int, device: torch.device):
-        self.warmup, self.steps, self.device, self.waited = warmup, steps, device, 0.0
+    def __init__(self, train_set: TrainingSet, sampler: IdentitySampler):
+        self.train_set = train_set
+        visible_plan, thermal_plan = sampler.epoch(0)
+        self.visible_indices = visible_plan.ravel()
+        self.thermal_indices = thermal_plan.ravel()
+        self.transform = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                transforms.RandomCrop(train_set.visible.shape[1:3]),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
 
-    def __call__(self, batches: Iterable) -> Iterator:
-        batches, synchronize = iter(batches), torch.get_device_module(self.device).synchronize
-        for step in range(self.warmup + self.steps):
-            if step == self.warmup:
-                synchronize()
-                if self.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                start, self.waited = time.perf_counter(), 0.0
-            asked = time.perf_counter()
-            batch = next(batches)
-            self.waited += time.perf_counter() - asked
-            yield batch
-        synchronize()
-        self.seconds = time.perf_counter() - start
+    def __len__(self) -> int:
+        return len(self.visible_indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, int, int]:
+        visible = self.visible_indices[item]
+        thermal = self.thermal_indices[item]
+        return (
+            self.transform(self.train_set.visible[visible]),
+            self.transform(self.train_set.thermal[thermal]),
+            self.train_set.visible_labels[visible],
+            self.train_set.thermal_labels[thermal],
+        )
+
+
+def stock_loader(
+    train_set: TrainingSet, sampler: IdentitySampler, options: argparse.Namespace
+) -> DataLoader:
+    """A DataLoader whose batches are (visible, thermal, visible_labels, thermal_labels)."""
+    # Other ways to start its workers would copy all images to each of them first.
+    context = "fork" if options.workers > 0 else None
+    return DataLoader(
+        ImageByImage(train_set, sampler),
+        options.batch_size,
+        num_workers=options.workers,
+        multiprocessing_context=context,
+    )
 
 
 def benchmark_data(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    device, size = utils.select_device(options.gpu), (options.img_h, options.img_w)
-    data, sampler = noise(AHEAD + args.steps, options)
-    loader = DataLoader(ImageByImage(data, sampler), options.batch_size, num_workers=options.workers)
-    ways, first = {f"image by image, {options.workers} workers": loader}, 0.0
-    for cache in ("host", "device") if device.type == "cuda" else ("host",):
-        batches = TrainBatches(data, sampler, size, device, cache)
-        ways[f"ours, gathered on the {cache}"] = batches.gather(np.stack(sampler.epoch(0)))
-        ways[f"ours, from the {cache} to the network"] = batches.epoch(0)
-    for name, batches in ways.items():
-        watch = Watch(AHEAD, args.steps, device)
-        collections.deque(watch(batches), maxlen=0)
-        found = 2 * args.steps * options.batch_size / watch.seconds
-        first = first or found
-        print(f"{name:36s}{found:10,.0f} images/s{found / first:8.1f}x", flush=True)
+    """Print images per second of each way to make batches, and the ratio to the first."""
+    device = utils.select_device(options.gpu)
+    size = (options.img_h, options.img_w)
+    train_set, sampler = random_images(BATCHES_AHEAD + args.steps, options)
+    loader = stock_loader(train_set, sampler, options)
+    rows = {f"image by image, {options.workers} workers": loader}
+    caches = ["host"]
+    if device.type == "cuda":
+        caches.append("device")
+    for cache in caches:
+        batches = TrainBatches(train_set, sampler, size, device, cache)
+        visible_plan, thermal_plan = sampler.epoch(0)
+        rows[f"ours, gathered on the {cache}"] = batches.gather(visible_plan, thermal_plan)
+        rows[f"ours, from the {cache} to the network"] = batches.epoch(0)
+
+    first_speed = None
+    for name, batches in rows.items():
+        stopwatch = Stopwatch(BATCHES_AHEAD, args.steps, device)
+        for _ in stopwatch.watch(batches):
+            pass
+        speed = 2 * args.steps * options.batch_size / stopwatch.seconds
+        if first_speed is None:
+            first_speed = speed
+        print(f"{name:36s}{speed:10,.0f} images/s{speed / first_speed:8.1f}x", flush=True)
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
+# ---- training -----------------------------------------------------------------------------------
 
 
-def published_loop(net: EmbedNet, batches: Iterable, device: torch.device, per_img: int) -> None:
-    """The published loop in stock PyTorch, with our network."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    for batch in batches:
-        visible, thermal, *labels = (x.to(device) for x in batch)
+def time_stock(options: argparse.Namespace, device: torch.device, stopwatch: Stopwatch) -> None:
+    """Time the original's loop in stock PyTorch, with our network and PyTorch's own precision."""
+    utils.seed_everything(1, deterministic=False)
+    train_set, sampler = random_images(stopwatch.warmup + stopwatch.steps, options)
+    loader = stock_loader(train_set, sampler, options)
+    net = new_network(options).to(device)
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    for batch in stopwatch.watch(loader):
+        visible, thermal, visible_labels, thermal_labels = (x.to(device) for x in batch)
+        labels = torch.cat([visible_labels, thermal_labels])
         logits, feats = net(visible, thermal)
-        loss = 0.0
-        for stripe, feat in zip(logits, feats, strict=True):
-            centers = [x.unflatten(0, (-1, per_img)).mean(1) for x in feat.chunk(2)]
-            hetero_center = ((centers[0] - centers[1]) ** 2).sum()
-            loss = loss + F.cross_entropy(stripe, torch.cat(labels)) + 0.6 * hetero_center
+        loss = stock_loss(logits, feats, labels, options.per_img)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()
 
 
-def warn_of_waiting(run: train.Run, batch: tuple) -> None:
-    """Let an update that waits for the GPU say so; the first one may."""
-    for mode in ("default", "warn"):
-        torch.cuda.set_sync_debug_mode(mode)
-        train.train_step(run.wrapped_net, run.optimizer, batch, run.terms, train.AMP[run.args.amp], run.scaler)
+def stock_loss(logits: list[Tensor], feats: list[Tensor], labels: Tensor, per_img: int) -> Tensor:
+    """The sum over the stripes of cross-entropy and 0.6 times the Hetero-Center loss.
+
+    Args:
+        logits, feats: of each stripe (2 N, n_class) and (2 N, dim), the N visible rows first.
+        labels: (2 N,). The ``per_img`` rows of a person are contiguous in each modality.
+        per_img: rows of a person.
+    """
+    loss = 0.0
+    for stripe_logits, stripe_feats in zip(logits, feats, strict=True):
+        visible_feats, thermal_feats = stripe_feats.chunk(2)
+        visible_centers = visible_feats.unflatten(0, (-1, per_img)).mean(1)
+        thermal_centers = thermal_feats.unflatten(0, (-1, per_img)).mean(1)
+        hetero_center = ((visible_centers - thermal_centers) ** 2).sum()
+        loss = loss + F.cross_entropy(stripe_logits, labels) + 0.6 * hetero_center
+    return loss
+
+
+def time_ours(options: argparse.Namespace, device: torch.device, stopwatch: Stopwatch) -> None:
+    """Time train.py's own `train_epoch`, with the precision and algorithms of the flags."""
+    utils.seed_everything(1, options.deterministic)
+    utils.set_precision(options.precision, device)
+    train_set, sampler = random_images(stopwatch.warmup + stopwatch.steps, options)
+    size = (options.img_h, options.img_w)
+    batches = TrainBatches(
+        train_set, sampler, size, device, options.cache, utils.rank(), utils.world_size()
+    )
+    net = to_device(new_network(options), device)
+    optimizer = train.build_optimizer(net, options)
+    criterion = Criterion(options.w_hc, options.thd, options.dist_type, utils.world_size())
+    scaler = torch.amp.GradScaler(enabled=options.precision == "fp16")
+    wrapped_net = train.wrap_network(net, options)
+    if device.type == "cuda" and not utils.is_distributed():
+        batch = next(batches.epoch(0))
+        amp_dtype = utils.AMP_DTYPES.get(options.precision)
+        warn_of_waiting(
+            partial(train.train_step, wrapped_net, criterion, optimizer, batch, amp_dtype, scaler)
+        )
+    watched = WatchedBatches(batches, stopwatch)
+    train.train_epoch(wrapped_net, criterion, optimizer, watched, 0, options, scaler)
+
+
+METHODS = {STOCK: time_stock, OURS: time_ours}
+
+
+def new_network(options: argparse.Namespace) -> EmbedNet:
+    return EmbedNet(
+        N_CLASS,
+        options.low_dim,
+        options.drop,
+        options.arch,
+        options.num_parts,
+        pretrained="none",
+    )
+
+
+def warn_of_waiting(step: Callable[[], object]) -> None:
+    """Let an update that waits for the GPU print a warning. The first one may wait."""
+    step()
+    torch.cuda.set_sync_debug_mode("warn")
+    step()
     torch.cuda.set_sync_debug_mode("default")
 
 
-def measure(rank: int, processes: int, way: str, args: argparse.Namespace, flags: list[str], file: str) -> None:
-    """Time one way to train with these flags of train.py, in processes that share its batches.
+def measure(
+    rank: int,
+    world_size: int,
+    method: str,
+    args: argparse.Namespace,
+    flags: list[str],
+    result_file: str,
+) -> None:
+    """Time a method as one of ``world_size`` processes. Rank 0 writes the results, as JSON.
 
-    Process 0 writes to ``file`` what it found: images per second, milliseconds a step and of it for data, peak memory.
+    They are images per second, milliseconds of a step and of its wait for data, and peak memory.
     """
     os.environ["LOCAL_RANK"] = str(rank)
-    if processes > 1:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{file}.store", rank=rank, world_size=processes)
-    options = train.build_parser().parse_args(flags)
-    device, size = utils.select_device(options.gpu), (options.img_h, options.img_w)
-    utils.seed_everything(1 + rank, options.deterministic and way != PUBLISHED, options.tf32 and way != PUBLISHED)
-    data, sampler = noise(args.warmup + args.steps, options)
-    net = EmbedNet(PERSONS, options.low_dim, options.drop, options.arch, pretrained="none")
-    watch = Watch(args.warmup, args.steps, device)
-    if way == PUBLISHED:
-        torch.multiprocessing.set_start_method("fork", force=True)  # spawned workers would each get all images first
-        loader = DataLoader(ImageByImage(data, sampler), options.batch_size, num_workers=options.workers)
-        published_loop(net.to(device), watch(loader), device, options.per_img)
-    else:
-        run = train.Run("benchmark", options, to_device(net, device), PERSONS)
-        run.after_step = lambda: None  # which would save
-        batches = TrainBatches(data, sampler, size, device, options.cache, utils.share())
-        batch, gather = next(batches.epoch(0)), batches.gather
-        if device.type == "cuda" and processes == 1:
-            warn_of_waiting(run, batch)
-        batches.gather = lambda plan: watch(gather(plan))
-        train.train_epoch(run, batches, 0)  # train.py's own
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    step, wait = watch.seconds / args.steps, watch.waited / args.steps
+    if world_size > 1:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"file://{result_file}.store",
+            rank=rank,
+            world_size=world_size,
+        )
+    options = train.parse_args(flags)
+    device = utils.select_device(options.gpu)
+    stopwatch = Stopwatch(args.warmup, args.steps, device)
+    METHODS[method](options, device, stopwatch)
+    step_seconds = stopwatch.seconds / args.steps
+    results = {
+        "images/s": 2 * options.batch_size / step_seconds,
+        "step ms": 1000 * step_seconds,
+        "data wait ms": 1000 * stopwatch.waited / args.steps,
+        "peak GiB": stopwatch.peak_bytes() / GIB,
+    }
     if rank == 0:
-        Path(file).write_text(json.dumps({"images/s": 2 * options.batch_size / step, "step ms": 1000 * step,
-                                          "data wait ms": 1000 * wait, "peak GiB": memory / 2**30}))  # fmt: skip
-    utils.end_processes()
+        Path(result_file).write_text(json.dumps(results))
+    if world_size > 1:
+        dist.destroy_process_group()
 
 
-def measured(processes: int, way: str, args: argparse.Namespace, *flags: str) -> dict[str, float]:
-    """What `measure` found, in processes of its own: memory and compiled code of others do not count."""
+def measure_in_processes(
+    world_size: int, method: str, args: argparse.Namespace, flags: list[str]
+) -> dict[str, float]:
+    """The results of `measure`. Memory and compiled code of other measurements do not count."""
     with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "found")
-        torch.multiprocessing.spawn(measure, (processes, way, args, [*args.flags, *flags], file), processes)
-        return json.loads(Path(file).read_text())
+        result_file = os.path.join(folder, "results.json")
+        torch.multiprocessing.spawn(
+            measure, (world_size, method, args, flags, result_file), world_size
+        )
+        return json.loads(Path(result_file).read_text())
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    found = {}
-    for way in (PUBLISHED, OURS):
-        found[way] = values = measured(1, way, args)
-        if way == PUBLISHED:
-            print(f"{'':24s}" + "".join(f"{key:>14s}" for key in values) + f"{'to first':>10s}")
-        ratio = values["images/s"] / found[PUBLISHED]["images/s"]
-        print(f"{way:24s}" + "".join(f"{value:14.2f}" for value in values.values()) + f"{ratio:9.2f}x", flush=True)
+    """Print the results of `measure` for each method, and the ratio of its speed to the first."""
+    stock_speed = None
+    for method in (STOCK, OURS):
+        results = measure_in_processes(1, method, args, args.flags)
+        if stock_speed is None:
+            stock_speed = results["images/s"]
+            heads = "".join(f"{name:>14s}" for name in results)
+            print(f"{'':36s}{heads}{'to first':>10s}")
+        cells = "".join(f"{value:14.2f}" for value in results.values())
+        print(f"{method:36s}{cells}{results['images/s'] / stock_speed:9.2f}x", flush=True)
 
 
 def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> None:
+    """Print the speed of our training on 1, 2, 4, ... processes.
+
+    "strong": all share one batch; "weak": each brings a batch of its own. "to one" is the ratio to
+    the speed of one process. "not alone" is the part of a step that a process would not need for
+    its own images without the others.
+    """
+    flags = args.flags
     if not torch.cuda.is_available():
-        print("no GPU: processes that share the cores of one CPU; this shows that it works, and no gain\n")
+        print(
+            "no GPU: the processes share the cores of one CPU; this shows that it works, no gain\n"
+        )
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.processes)))
-        args.flags.append("--no-sync_bn")
-    heads, first = ("images/s", "to one", "not alone"), 0.0
-    print(f"{'':10s}{'processes':>10s}{'images':>8s}" + "".join(f"{head:>10s}" for head in heads))
-    for growth in ("strong", "weak"):  # one batch is shared; each process brings a batch
-        for processes in (n for n in (1, 2, 4, 8, 16) if n <= args.processes):
-            batch = options.batch_size * (processes if growth == "weak" else 1)
-            if batch // options.per_img % processes:
-                continue  # persons are not split
-            shared = alone = measured(processes, OURS, args, "--batch-size", str(batch))["images/s"]
-            if processes > 1:  # its own part, without the others
-                alone = processes * measured(1, OURS, args, "--batch-size", str(batch // processes))["images/s"]
-            first = first or shared
-            figures = f"{shared:10.1f}{shared / first:9.2f}x{1 - shared / alone:10.0%}"
-            print(f"{growth:10s}{processes:10d}{2 * batch:8d}{figures}", flush=True)
+        flags = [*flags, "--no-sync-bn"]
+    heads = "".join(f"{name:>10s}" for name in ("images/s", "to one", "not alone"))
+    print(f"{'':10s}{'processes':>10s}{'images':>8s}{heads}")
+    one_process_speed = None
+    for scaling in ("strong", "weak"):
+        for world_size in (1, 2, 4, 8, 16):
+            batch_size = options.batch_size
+            if scaling == "weak":
+                batch_size = world_size * options.batch_size
+            n_persons = batch_size // options.per_img
+            if world_size > args.processes or n_persons % world_size:  # persons are not split
+                continue
+            speed = speed_of_ours(world_size, batch_size, args, flags)
+            speed_alone = speed
+            if world_size > 1:
+                speed_of_rank = speed_of_ours(1, batch_size // world_size, args, flags)
+                speed_alone = world_size * speed_of_rank
+            if one_process_speed is None:
+                one_process_speed = speed
+            print(
+                f"{scaling:10s}{world_size:10d}{2 * batch_size:8d}{speed:10.1f}"
+                f"{speed / one_process_speed:9.2f}x{1 - speed / speed_alone:10.0%}",
+                flush=True,
+            )
+
+
+def speed_of_ours(
+    world_size: int, batch_size: int, args: argparse.Namespace, flags: list[str]
+) -> float:
+    """Images per second of our training with this batch size."""
+    flags = [*flags, "--batch-size", str(batch_size)]
+    return measure_in_processes(world_size, OURS, args, flags)["images/s"]
+
+
+# ---- the program --------------------------------------------------------------------------------
+
+COMMANDS = {
+    "evaluate": benchmark_evaluate,
+    "data": benchmark_data,
+    "train": benchmark_train,
+    "scale": benchmark_scale,
+}
+
+
+def default_steps(command: str) -> int:
+    if torch.cuda.is_available():
+        return 100
+    if command == "data":
+        return 30
+    return 5
 
 
 def main() -> None:
-    parser, on_gpu = utils.Parser(prog="python -m tools.benchmark", description=__doc__), torch.cuda.is_available()
+    parser = utils.new_parser(__doc__)
     add = parser.add_argument
-    add("command", choices=["evaluate", "data", "train", "scale"])
-    add("--steps", type=int, help="steps to time (100; on a CPU 30 of data, 5 of training)")
-    add("--warmup", type=int, default=20 if on_gpu else 2, help="steps before the clock starts (%(default)s)")
-    add("--processes", type=int, default=torch.cuda.device_count() or 2, help="scale: at most so many (%(default)s)")
-    args, args.flags = parser.parse_known_args()
-    args.steps = args.steps or (100 if on_gpu else 30 if args.command == "data" else 5)
-    options = train.build_parser().parse_args(args.flags)
-    if options.per_img < 1 or options.batch_size % options.per_img:
-        raise ValueError(f"--batch-size {options.batch_size} is not a multiple of --per_img {options.per_img}")
-    globals()[f"benchmark_{args.command}"](args, options)
+    add("command", choices=list(COMMANDS))
+    add(
+        "--steps",
+        type=utils.positive_int,
+        help="steps to time (100; on a CPU 30 of data, 5 of training)",
+    )
+    add(
+        "--warmup",
+        type=utils.non_negative_int,
+        default=20 if torch.cuda.is_available() else 2,
+        help="steps before the clock starts (%(default)s)",
+    )
+    add(
+        "--processes",
+        type=utils.positive_int,
+        default=torch.cuda.device_count() or 2,
+        help="scale: at most so many (%(default)s)",
+    )
+    args, args.flags = utils.parse_known(parser)
+    if args.steps is None:
+        args.steps = default_steps(args.command)
+    options = train.parse_args(args.flags)
+    if options.batch_size % options.per_img:
+        raise utils.InputError(
+            f"--batch-size {options.batch_size} is not a multiple of --per-img {options.per_img}"
+        )
+    COMMANDS[args.command](args, options)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,37 @@
-"""Gather what some tests and trainings came to: a table on the screen, and a page with tables and pictures.
+"""Compare tests and trainings: a table on the screen, and a page with tables and figures.
 
     python -m tools.report CE=log/test_a.json "CE + HC=log/test_b.json" --out report.html
 
-Give results of test.py, or folders of runs, log/<run>. What belongs to a result is found by what it tells: the run's
-metrics.jsonl beside it, the features that test.py --save_features wrote, the checkpoint and the data. Without them
-their pictures are left out. The page is one file, pictures included, and needs no network.
+Give results of test.py, or folders of runs, log/<run>. A file of results names what else belongs to
+it: the run's metrics.jsonl beside it, the features that test.py --save-features wrote, the
+checkpoint and the data. Figures of files that are gone are left out. The page is one file, figures
+included, and needs no network.
 """
 
+import argparse
 import base64
 import html
 import io
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
 
 import utils
 from eval_metrics import MEASURES
-from tools import visualize
-from tools.visualize import Result, check_alike, labelled, read_features, read_metrics, read_results
+from tools import figures
+from tools.results_files import (
+    Features,
+    ProtocolScores,
+    SavedResults,
+    check_comparable,
+    label_files,
+    read_features,
+    read_metrics,
+    read_results,
+)
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -36,125 +50,253 @@ img {{ width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; d
 <h1>{title}</h1>
 {sections}
 </html>
-"""
+"""  # noqa: E501
+
+Metrics = list[dict[str, float]]  # the values of each epoch, see `read_metrics`
 
 
-def gather(files: dict[str, str]) -> tuple[dict[str, Result], dict[str, list[dict]]]:
-    """By label, the results, and the metrics of the runs: of those that are given, and of those beside a result."""
-    results, metrics = {}, {}
-    for label, path in files.items():
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def read_inputs(paths: dict[str, str]) -> tuple[dict[str, SavedResults], dict[str, Metrics]]:
+    """The results, and the metrics of runs, both by label.
+
+    The metrics are those of the runs among the paths, and of the runs beside files of results.
+    """
+    results = {}
+    metrics = {}
+    for label, path in paths.items():
         if os.path.isdir(path) or path.endswith(".jsonl"):
             metrics[label] = read_metrics(path)
             continue
         results[label] = read_results(path)
         run = re.sub(r"_(last|best|epoch_\d+)\.t$", "", os.path.basename(results[label].checkpoint))
-        if os.path.isfile(os.path.join(os.path.dirname(path), run, "metrics.jsonl")):
-            metrics[label] = read_metrics(os.path.join(os.path.dirname(path), run))
+        run_folder = os.path.join(os.path.dirname(path), run)
+        if os.path.isfile(os.path.join(run_folder, "metrics.jsonl")):
+            metrics[label] = read_metrics(run_folder)
     return results, metrics
 
 
-def tables(results: dict[str, Result], feature: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Of each protocol a caption and rows: the heads, chance, and each label; of several trials with the deviation."""
+def read_saved_features(results: dict[str, SavedResults], feature: str) -> dict[str, Features]:
+    """The features behind the results, by label, where their file is still there."""
+    features = {}
+    for label, result in results.items():
+        if os.path.isfile(result.features_file):
+            features[label] = read_features(result.features_file, result.dataset, feature)
+    return features
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TableRow:
+    label: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scores under one protocol, a column for each of `MEASURES`."""
+
+    caption: str
+    rows: list[TableRow]
+
+
+def build_tables(results: dict[str, SavedResults], feature: str) -> list[Table]:
+    """A table for each protocol: the rows are chance, then each label."""
     first = next(iter(results.values()))
-    found = {"chance": first.rows["chance"]} | {label: result.rows[feature] for label, result in results.items()}
+    tables = []
     for protocol, counts in first.counts.items():
-        rows = [["", *MEASURES.values()]]
-        for label, own in found.items():
-            mean, std, trials = own[protocol]
-            several = len(trials) > 1
-            cells = [f"{100 * mean[key]:.2f}" + f" ± {100 * std[key]:.2f}" * several for key in MEASURES]
-            rows.append([label, *cells])
-        yield f"{protocol}: {counts}", rows
+        rows = [TableRow("chance", format_scores(first.rows["chance"][protocol]))]
+        for label, result in results.items():
+            rows.append(TableRow(label, format_scores(result.rows[feature][protocol])))
+        tables.append(Table(f"{protocol}: {counts}", rows))
+    return tables
 
 
-def notes(results: dict[str, Result], feature: str) -> list[str]:
+def format_scores(scores: ProtocolScores) -> list[str]:
+    """Each of `MEASURES` in percent, of several trials with the deviation."""
+    cells = []
+    for name in MEASURES:
+        cell = f"{100 * scores.mean[name]:.2f}"
+        if len(scores.cmc) > 1:
+            cell += f" ± {100 * scores.std[name]:.2f}"
+        cells.append(cell)
+    return cells
+
+
+def build_notes(results: dict[str, SavedResults], feature: str) -> list[str]:
     """What the numbers of the tables are, and what each label stands for."""
     first = next(iter(results.values()))
-    found = [f"{feature} features ({first.data}): %, mean ± deviation over the trials"]
+    notes = [f"{feature} features ({first.data_name}): %, mean ± deviation over the trials"]
     for label, result in results.items():
-        options = f"; options: {', '.join(result.options)}" if result.options else ""
-        found.append(f"{label}: {os.path.basename(result.checkpoint) or 'no checkpoint'}{options}")
-    return found
+        note = f"{label}: {os.path.basename(result.checkpoint) or 'no checkpoint'}"
+        if result.options:
+            note += f"; options: {', '.join(result.options)}"
+        notes.append(note)
+    return notes
 
 
-def as_text(results: dict[str, Result], feature: str) -> str:
-    width, lines = max(map(len, [*results, "chance"])) + 2, []
-    for caption, rows in tables(results, feature):
-        lines += ["", caption, *(f"  {row[0]:{width}s}" + "".join(f"{cell:>15s}" for cell in row[1:]) for row in rows)]
-    return "\n".join([*lines, "", *notes(results, feature)])
+def tables_as_text(tables: list[Table], notes: list[str]) -> str:
+    """The tables and notes for the screen."""
+    lines = []
+    for table in tables:
+        width = max(len(row.label) for row in table.rows) + 2
+        lines.append("")
+        lines.append(table.caption)
+        lines.append(text_line("", list(MEASURES.values()), width))
+        for row in table.rows:
+            lines.append(text_line(row.label, row.cells, width))
+    lines.append("")
+    return "\n".join(lines + notes)
 
 
-def as_html(results: dict[str, Result], feature: str) -> str:
-    parts = [f"<p>{html.escape(note)}</p>" for note in notes(results, feature)]
-    for caption, rows in tables(results, feature):
-        lines = []
-        for label, *cells in rows:
-            kind = "td" if label else "th"
-            cells = "".join(f"<{kind}>{cell}</{kind}>" for cell in cells)
-            lines.append(f"<tr><th>{html.escape(label)}</th>{cells}</tr>")
-        parts += [f"<p>{html.escape(caption)}</p>", "<div class=wide><table>", *lines, "</table></div>"]
-    return "\n".join(parts)
+def text_line(label: str, cells: list[str], width: int) -> str:
+    columns = "".join(f"{cell:>15s}" for cell in cells)
+    return f"  {label:{width}s}{columns}"
 
 
-def pictures(results: dict[str, Result], metrics: dict[str, list[dict]], feature: str) -> Iterator[tuple]:
-    """Heading, words, picture and its format of all that can be drawn; photographs are JPEG."""
+def tables_as_html(tables: list[Table], notes: list[str]) -> str:
+    """The tables and notes for the page."""
+    lines = [f"<p>{html.escape(note)}</p>" for note in notes]
+    for table in tables:
+        lines.append(f"<p>{html.escape(table.caption)}</p>")
+        lines.append("<div class=wide><table>")
+        lines.append(html_row("", list(MEASURES.values()), tag="th"))
+        for row in table.rows:
+            lines.append(html_row(row.label, row.cells, tag="td"))
+        lines.append("</table></div>")
+    return "\n".join(lines)
+
+
+def html_row(label: str, cells: list[str], tag: str) -> str:
+    columns = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+    return f"<tr><th>{html.escape(label)}</th>{columns}</tr>"
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of the page with its heading and an explanation."""
+
+    heading: str
+    text: str
+    figure: Figure
+    image_format: str = "png"  # "jpeg" for photographs
+
+
+def draw_sections(
+    results: dict[str, SavedResults], metrics: dict[str, Metrics], feature: str
+) -> Iterator[Section]:
+    """All figures that can be drawn, one at a time: they take memory."""
     if results:
-        words = "The share of queries with a match among the first ranks."
-        yield "CMC", words, visualize.cmc(results, feature), "png"
+        text = "The share of queries with a match among the first ranks."
+        yield Section("CMC", text, figures.cmc(results, feature))
     if metrics:
-        words = "Means of each epoch, and rank-1 and mAP where epochs were tested."
-        data = next(iter(results.values())).data if results else ""
-        yield "Training", words, visualize.curves(metrics, data), "png"
-    there = {label: found for label, found in results.items() if os.path.isfile(found.save_features)}
-    features = {label: read_features(found.save_features, found.dataset, feature) for label, found in there.items()}
+        text = "Means of each epoch, and rank-1 and mAP where epochs were tested."
+        data_name = next(iter(results.values())).data_name if results else ""
+        yield Section("Training", text, figures.curves(metrics, data_name))
+    features = read_saved_features(results, feature)
     if features:
-        words = "A mark is an image; a line joins a person's two centers, which the Hetero-Center loss pulls together."
-        yield "Embedding", words, visualize.embedding(features), "png"
-        words = "The less the two overlap, the better an image of the other modality tells a person from others."
-        yield "Distances", words, visualize.distances(features), "png"
-    for label, found in results.items():
-        has_images = os.path.isdir(found.data_path)
-        if has_images and label in features:
-            words = "Queries, each with its ten nearest gallery images: green ✓ the same person, red ✗ another one."
-            figure = visualize.ranked(features[label], features[label].search({}), found.data_path, rows=1)
-            yield f"Ranked: {label}", words, figure, "jpeg"
-        if has_images and os.path.isfile(found.checkpoint):
-            words = "How much a place adds to its stripe's feature, from the least to the most of the stripe."
-            figure = visualize.attention(found.checkpoint, found.dataset, found.data_path)
-            yield f"Stripes: {label}", words, figure, "jpeg"
+        text = (
+            "A mark is an image; a line joins a person's two centers, which the Hetero-Center "
+            "loss pulls together."
+        )
+        yield Section("Embedding", text, figures.embedding(features))
+        text = (
+            "The less the two overlap, the better an image of the other modality tells a person "
+            "from others."
+        )
+        yield Section("Distances", text, figures.distances(features))
+    for label, result in results.items():
+        if os.path.isdir(result.data_path):
+            yield from draw_photographs(label, result, features.get(label))
 
 
-def page(results: dict[str, Result], metrics: dict[str, list[dict]], feature: str) -> str:
-    """The whole page, as HTML."""
-    sections = ["<h2>Results</h2>\n" + as_html(results, feature)] if results else []
-    for title, words, figure, form in pictures(results, metrics, feature):
-        data = io.BytesIO()
-        figure.savefig(data, format=form, pil_kwargs={"quality": 85} if form == "jpeg" else {"optimize": True})
-        source = f"data:image/{form};base64,{base64.b64encode(data.getvalue()).decode()}"
-        image = f'<div class=wide><img alt="{html.escape(title)}" src="{source}"></div>'
-        sections.append(f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(words)}</p>\n{image}")
-    labels = ", ".join(dict.fromkeys([*results, *metrics]))
-    return PAGE.format(title=html.escape(f"Hetero-Center loss: {labels}"), sections="\n".join(sections))
+def draw_photographs(
+    label: str, result: SavedResults, features: Features | None
+) -> Iterator[Section]:
+    """The figures of one result that show images of its data."""
+    if features:
+        text = (
+            "Queries, each with its ten nearest gallery images: green ✓ the same person, "
+            "red ✗ another one."
+        )
+        trial = features.first_trial({})
+        figure = figures.ranked(features, trial, result.data_path, rows=1)
+        yield Section(f"Ranked: {label}", text, figure, "jpeg")
+    if os.path.isfile(result.checkpoint):
+        text = (
+            "How much a place adds to its stripe's feature, from the least to the most of the "
+            "stripe."
+        )
+        figure = figures.attention(result.checkpoint, result.dataset, result.data_path)
+        yield Section(f"Stripes: {label}", text, figure, "jpeg")
+
+
+def section_as_html(section: Section) -> str:
+    image = io.BytesIO()
+    options = {"optimize": True}
+    if section.image_format == "jpeg":
+        options = {"quality": 85}
+    section.figure.savefig(image, format=section.image_format, pil_kwargs=options)
+    encoded = base64.b64encode(image.getvalue()).decode()
+    heading = html.escape(section.heading)
+    source = f"data:image/{section.image_format};base64,{encoded}"
+    return (
+        f"<h2>{heading}</h2>\n"
+        f"<p>{html.escape(section.text)}</p>\n"
+        f'<div class=wide><img alt="{heading}" src="{source}"></div>'
+    )
+
+
+# ---- command line -------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = utils.new_parser(__doc__)
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="[LABEL=]FILE",
+        help="JSON file of test.py or tools.score, or folder of a run",
+    )
+    parser.add_argument(
+        "--features", default="fc", help="features to show: fc, pool5, ... (%(default)s)"
+    )
+    parser.add_argument("--out", default="report.html", help="page to write (%(default)s)")
+    return parser
+
+
+def write_page(path: str, labels: list[str], sections: list[str]) -> None:
+    title = html.escape(f"Hetero-Center loss: {', '.join(labels)}")
+    page = PAGE.format(title=title, sections="\n".join(sections))
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    content = page.encode(errors="backslashreplace")  # labels may be words that are not UTF-8
+    with utils.atomic_write(path) as partial, open(partial, "wb") as file:
+        file.write(content)
 
 
 def main() -> None:
-    parser = utils.Parser(prog="python -m tools.report", description=__doc__)
-    add = parser.add_argument
-    add("files", nargs="+", metavar="[LABEL=]FILE", help="JSON file of test.py or tools.score, or folder of a run")
-    add("--features", default="fc", help="features to show: fc, pool5, … (%(default)s)")
-    add("--out", default="report.html", help="page to write (%(default)s)")
-    args = parser.parse_args()
+    args = utils.parse(build_parser())
     if not args.out.endswith(".html"):
-        raise ValueError(f"--out {args.out}: give a name that ends in .html")
-    results, metrics = gather(labelled(args.files))
+        raise utils.InputError(f"--out {args.out}: give a name that ends in .html")
+    paths = label_files(args.files)
+    results, metrics = read_inputs(paths)
+    sections = []
     if results:
-        check_alike(results, args.features)
-        print(as_text(results, args.features))
-    text = page(results, metrics, args.features)
-    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
-    with utils.whole_file(args.out) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-    print(f"\nthe same with pictures: {args.out}")
+        check_comparable(results, args.features)
+        tables = build_tables(results, args.features)
+        notes = build_notes(results, args.features)
+        print(tables_as_text(tables, notes))
+        sections.append("<h2>Results</h2>\n" + tables_as_html(tables, notes))
+    for section in draw_sections(results, metrics, args.features):
+        sections.append(section_as_html(section))
+    write_page(args.out, list(results | metrics), sections)
+    print(f"\nthe same with figures: {args.out}")
 
 
 if __name__ == "__main__":

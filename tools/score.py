@@ -1,21 +1,27 @@
 """Score features under a dataset's protocols with the evaluation of test.py, whatever made them.
 
-    python test.py --resume NAME --save_features features.npz
+    python test.py --resume NAME --save-features features.npz
     python -m tools.score features.npz --mode both --gall-mode both
-    python -m tools.score --dataset regdb trial_1.npz trial_2.npz …
-    python -m tools.score features.npz --gallery official --rand_perm rand_perm_cam.mat --distance euclidean
+    python -m tools.score --dataset regdb trial_1.npz trial_2.npz ...
+    python -m tools.score features.npz --gallery official --rand-perm rand_perm_cam.mat \\
+        --distance euclidean
 
-A file holds the features of all test images, of both modalities. For another method write one with numpy.savez:
+A file holds the features of all test images, of both modalities. For another method write one with
+numpy.savez:
 
-    paths     (N,) the images' paths below the dataset's folder, like cam1/0006/0001.jpg: galleries depend on them
+    paths     (N,) paths of the images below the dataset's folder, like cam1/0006/0001.jpg: they
+              decide which images galleries are drawn from
     pids      (N,) person ids
     camids    (N,) camera numbers: of SYSU-MM01 1 to 6, of RegDB 1 visible and 2 thermal
-    thermal   (N,) bool, which images are infrared; of SYSU-MM01 and RegDB optional, camera numbers tell it
-    any name  (N, dim) float features; several arrays are scored each
-    network   optional, JSON: {"trial": 3, "flip": true}, RegDB's trial and whether mirror images were averaged
+    thermal   (N,) bool, which images are infrared; not needed for SYSU-MM01 and RegDB, where the
+              camera numbers tell it
+    any name  (N, dim) float features; each array is scored by itself
+    network   optional, JSON: {"trial": 3, "flip": true}, RegDB's trial and whether the features of
+              mirror images were averaged in
 
-Each file gets a table of its own, but files of RegDB are the trials of one method, and are averaged. The last command
-scores as SYSU-MM01's official evaluation does; --mat writes the features for that evaluation's own code.
+Each file gets a table of its own. Files of RegDB are the trials of one method, and are averaged.
+The last command scores as SYSU-MM01's official evaluation does. --mat writes the features for the
+code of that evaluation.
 """
 
 import argparse
@@ -23,7 +29,6 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -31,182 +36,458 @@ import scipy.io
 from tqdm import tqdm
 
 import utils
-from data_manager import DATASETS, Dataset, Split
+from data_manager import DATASETS, Dataset, DrawGallery, Split
 from eval_metrics import Distances, Results
 
-KINDS = {"paths": "U", "pids": "iu", "camids": "iu", "thermal": "b"}  # the types of the lists, as numpy calls them
-
+# The columns of a file of features: numpy's letters for the types that each may have.
+COLUMN_TYPES = {"paths": "U", "pids": "iu", "camids": "iu", "thermal": "b"}
+SYSU_CAMERAS = 6
+OFFICIAL_TRIALS = 10
 
 log = logging.getLogger(__name__)
 
 
-def build_parser() -> utils.Parser:
-    parser = utils.Parser(prog="python -m tools.score", description=__doc__)
+# ---- flags --------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = utils.new_parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE.npz", help="features of all test images")
-    add("--dataset", choices=[*DATASETS], default="sysu", help="dataset (%(default)s)")
+    add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
     add("--features", metavar="NAME", help="score these features alone")
-    add("--log_path", default="log/", help="folder of score_<file>.log and .json (%(default)s)")
-    add("--seed", type=int, default=1, help="seed of the random rankings (%(default)s)")
-    utils.add_search_flags(add)
-    add("--gallery", choices=["seeded", "official"], default="seeded", help="SYSU-MM01's ten galleries (%(default)s)")
-    add("--rand_perm", metavar="FILE", help="the rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official")
-    add("--distance", choices=Distances.KINDS, default="cosine", help="distance of features (%(default)s)")
-    add("--rerank", action="store_true", help="k-reciprocal re-ranking (Zhong et al. 2017); compares queries too")
-    add("--mat", metavar="DIR", help="write the features as .mat files for SYSU-MM01's official evaluation")
+    add("--log-path", default="log/", help="folder of score_<file>.log and .json (%(default)s)")
+    add(
+        "--seed",
+        type=utils.non_negative_int,
+        default=1,
+        help="seed of the random rankings (%(default)s)",
+    )
+    utils.add_protocol_flags(parser, DATASETS)
+    add(
+        "--gallery",
+        choices=["seeded", "official"],
+        default="seeded",
+        help="which ten galleries of SYSU-MM01 (%(default)s)",
+    )
+    add(
+        "--rand-perm",
+        metavar="FILE",
+        help="rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official",
+    )
+    add(
+        "--distance",
+        choices=Distances.KINDS,
+        default="cosine",
+        help="distance of features (%(default)s)",
+    )
+    add(
+        "--rerank",
+        action="store_true",
+        help="k-reciprocal re-ranking (Zhong et al. 2017); it compares queries with each other too",
+    )
+    add(
+        "--mat",
+        metavar="DIR",
+        help="write the features as .mat files for SYSU-MM01's official evaluation",
+    )
     return parser
 
 
-def load_features(path: str, dataset: Dataset, only: str | None = None) -> tuple[Split, dict[str, np.ndarray], dict]:
-    """The images of a file, their features by kind, or ``only`` this kind, and what it says of the network.
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = build_parser()
+    args = utils.parse(parser, argv)
+    dataset = DATASETS[args.dataset]
+    if (args.gallery == "official") != bool(args.rand_perm):
+        parser.error("--gallery official and --rand-perm FILE, its rand_perm_cam.mat, go together")
+    if (args.rand_perm or args.mat) and not dataset.official_persons:
+        parser.error(
+            f"--gallery official and --mat are for SYSU-MM01: {dataset.title} has no official "
+            "evaluation"
+        )
+    if args.mat and len(args.files) > 1:
+        parser.error("--mat writes the features of one file: give one FILE.npz")
+    return args
 
-    OSError: it is missing, damaged, or not such a file.
+
+# ---- reading features ---------------------------------------------------------------------------
+
+
+def load_features(
+    path: str, dataset: Dataset, only: str | None = None
+) -> tuple[Split, dict[str, np.ndarray], dict]:
+    """The images of a file, their features by name, and what the file says of the network.
+
+    Args:
+        path: an .npz file as the top of this module describes it.
+        dataset: the dataset that the images are of.
+        only: the name of the features to load; None loads all.
+
+    Returns:
+        The N images; {name: (N, dim) float array}; the dict of ``network``, {} without one.
+
+    Raises:
+        InputError: the file is missing, corrupt, or not such a file.
     """
+    arrays = read_arrays(path)
+    network = parse_network(path, arrays.pop("network", None))
+    columns = {name: arrays.pop(name, None) for name in COLUMN_TYPES}
+    images = build_split(path, columns, dataset)
+    features = arrays
+    if only is not None:
+        features = {name: values for name, values in arrays.items() if name == only}
+    if not features:
+        raise malformed(path, f"it must hold features {only or ''}".rstrip())
+    for name, values in features.items():
+        check_features(path, name, values, len(images))
+    return images, features, network
+
+
+def malformed(path: str, reason: str) -> utils.InputError:
+    return utils.InputError(
+        f"{path} cannot be read as features ({reason}): "
+        "python -m tools.score --help says what it must hold"
+    )
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file. InputError: it is missing, or cannot be read."""
+    corrupt_entry = None
     try:
-        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
-            if archive.testzip():
-                raise ValueError("a checksum is wrong")
+        with zipfile.ZipFile(path) as archive:
+            corrupt_entry = archive.testzip()  # numpy does not compare all checksums
+        with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        network = dict(json.loads(str(arrays.pop("network", "{}"))))
-        lists = {name: arrays.pop(name, None) for name in KINDS}
-        if lists["thermal"] is None and dataset.thermal_cameras:
-            lists["thermal"] = np.isin(lists["camids"], dataset.thermal_cameras)
-        n = np.size(lists["paths"])
-        for name, values in lists.items():
-            if values is None or values.dtype.kind not in KINDS[name] or values.shape != (n,) or not n:
-                raise ValueError(f"it must hold {name!r}, an entry for each image")
-        if not dataset.trial_trains and len(np.unique(lists["paths"])) < n:
-            raise ValueError("two images have one of the paths, by which galleries are drawn")
-        arrays = arrays if only is None else {name: values for name, values in arrays.items() if name == only}
-        if not arrays or "chance" in arrays:
-            raise ValueError(f"it must hold features {only}" if only else "it must hold features, not named chance")
-        for name, values in arrays.items():
-            fits = values.ndim == 2 and len(values) == n and values.dtype.kind == "f"
-            if not fits or not np.isfinite(values).all():
-                raise ValueError(f"{name} {values.shape} {values.dtype} is not ({n}, dim) finite floats")
-    except Exception as error:  # zipfile and numpy raise whatever the damage leads to
-        raise OSError(f"{path} cannot be read as features ({error}): see --help for what it must hold") from error
-    paths, pids, camids, thermal = lists.values()
-    return Split(paths.tolist(), pids.astype(np.int64), camids.astype(np.int64), thermal), arrays, network
+    except Exception as error:  # zipfile and numpy raise many types on corrupt files
+        if utils.resource_advice(error):
+            raise
+        raise malformed(path, utils.short_reason(error)) from error
+    if corrupt_entry is not None:
+        raise malformed(path, f"the checksum of {corrupt_entry} is wrong")
+    return arrays
 
 
-def official(path: str) -> Callable[[dict, int, int], np.ndarray]:
-    """How SYSU-MM01's official evaluation draws, as `data_manager.seeded` does: by camera, inside it by person.
-
-    ``path`` is its authors' rand_perm_cam.mat: [camera - 1, 0][person - 1, 0] is a (10, n) permutation, whose row t
-    orders the n images of that person in that camera for trial t; its numbers start at 1. OSError: it is not that file.
-    """
+def parse_network(path: str, text: np.ndarray | None) -> dict:
+    """The JSON object that an .npz file holds as text; {} without one."""
+    if text is None:
+        return {}
     try:
-        cells = scipy.io.loadmat(path)["rand_perm_cam"]
-        if {camera.shape[1] for camera in cells.reshape(6)} != {1}:
-            raise ValueError("it has other cells")
-    except Exception as error:  # SciPy raises whatever the damage leads to
-        raise OSError(f"--rand_perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation ({error})") from error
+        network = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise malformed(path, f"network is not JSON: {utils.short_reason(error)}") from error
+    if not isinstance(network, dict):
+        raise malformed(path, "network is not a JSON object")
+    if not isinstance(network.get("trial"), int | None):
+        raise malformed(path, "the trial of its network is not a whole number")
+    return network
 
-    def draw(places: dict[tuple[int, int], list[int]], shots: int, trial: int) -> np.ndarray:
-        picks = []
-        for (pid, cam), own in sorted(places.items(), key=lambda place: place[0][::-1]):
-            order = cells[cam - 1, 0][pid - 1 : pid, 0]
-            if not len(order) or order[0].shape != (10, len(own)):
-                raise ValueError(f"person {pid}, camera {cam}: --rand_perm belongs to another tree")
-            picks += [own[number - 1] for number in order[0][trial, :shots]]
-        return np.array(picks)
+
+def build_split(path: str, columns: dict[str, np.ndarray | None], dataset: Dataset) -> Split:
+    """The images that the columns of a file list. InputError: a column is missing or wrong."""
+    n_images = np.size(columns["paths"])
+    for name in ("paths", "pids", "camids"):
+        check_column(path, name, columns[name], n_images)
+    thermal = columns["thermal"]
+    if thermal is None and dataset.thermal_cameras:
+        thermal = np.isin(columns["camids"], dataset.thermal_cameras)
+    check_column(path, "thermal", thermal, n_images)
+    if n_images == 0:
+        raise malformed(path, "it lists no image")
+    if not dataset.one_model_per_trial and len(np.unique(columns["paths"])) < n_images:
+        raise malformed(path, "two images have one of the paths, by which galleries are drawn")
+    return Split(
+        paths=columns["paths"].tolist(),
+        pids=columns["pids"].astype(np.int64),
+        camids=columns["camids"].astype(np.int64),
+        thermal=thermal,
+    )
+
+
+def check_column(path: str, name: str, column: np.ndarray | None, n_images: int) -> None:
+    """Raise InputError if this is not a (n_images,) array of one of the column's types."""
+    if column is None:
+        raise malformed(path, f"it has no {name!r}")
+    if column.dtype.kind not in COLUMN_TYPES[name] or column.shape != (n_images,):
+        raise malformed(path, f"{name!r} {column.shape} {column.dtype} is of another shape or type")
+
+
+def check_features(path: str, name: str, values: np.ndarray, n_images: int) -> None:
+    """Raise InputError if this is not a (n_images, dim) array of finite floats."""
+    if name == "chance":
+        raise malformed(path, "features must not be named chance, as the random rankings are")
+    has_shape = values.ndim == 2 and len(values) == n_images
+    if not has_shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise malformed(
+            path, f"{name} {values.shape} {values.dtype} is not ({n_images}, dim) finite floats"
+        )
+
+
+# ---- SYSU-MM01's official evaluation ------------------------------------------------------------
+
+
+def official_draw(path: str) -> DrawGallery:
+    """The way in which SYSU-MM01's official evaluation draws a gallery, for `Dataset.eval_trials`.
+
+    Args:
+        path: rand_perm_cam.mat of the dataset's authors. Its cell [camera - 1, 0][person - 1, 0] is
+            a (10, n) permutation of the person's n images in that camera, counted from 1. Row t
+            orders them for trial t.
+
+    Raises:
+        InputError: the file is missing, corrupt, or another one; drawing: it is of another tree.
+    """
+    cameras = read_rand_perm(path)
+
+    def draw(groups: dict[tuple[int, int], list[int]], per_camera: int, trial: int) -> np.ndarray:
+        """The first ``per_camera`` images of each (person, camera), by camera, then by person."""
+        indices = []
+        for pid, cam in sorted(groups, key=lambda pair: (pair[1], pair[0])):
+            group = groups[pid, cam]
+            permutations = cameras[cam - 1].get(pid)
+            if not are_permutations(permutations, len(group)):
+                raise utils.InputError(
+                    f"person {pid}, camera {cam}: --rand-perm {path} belongs to another tree"
+                )
+            for number in permutations[trial, :per_camera]:
+                indices.append(group[int(number) - 1])
+        return np.array(indices)
 
     return draw
 
 
-def rerank(
-    query: np.ndarray, gallery: np.ndarray, kind: str = "cosine", k1: int = 20, k2: int = 6, weight: float = 0.3
-) -> np.ndarray:
-    """(q, g) float32 distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017, with its published parameters).
+def read_rand_perm(path: str) -> list[dict[int, np.ndarray]]:
+    """The permutations {person: array} of each camera. InputError: it is not such a file."""
+    try:
+        content = scipy.io.loadmat(path)
+    except Exception as error:  # SciPy raises many types on corrupt files
+        if utils.resource_advice(error):
+            raise
+        raise not_rand_perm(path, utils.short_reason(error)) from error
+    cells = content.get("rand_perm_cam")
+    if cells is None or cells.dtype != object or cells.shape != (SYSU_CAMERAS, 1):
+        raise not_rand_perm(path, f"it has no {SYSU_CAMERAS} x 1 cells rand_perm_cam")
+    cameras = []
+    for camera in cells[:, 0]:
+        if camera.dtype != object or camera.ndim != 2 or camera.shape[1] != 1:
+            raise not_rand_perm(path, "a camera has other cells than one for each person")
+        cameras.append(dict(enumerate(camera[:, 0], start=1)))
+    return cameras
 
-    Two images are alike when each other's near neighbours are: the ``k1`` nearest of ``kind`` (`Distances`). The
-    neighbourhoods of the ``k2`` nearest are averaged; ``weight`` is the share of the plain distance (the paper's
-    lambda). A query is compared with all other queries too; this holds some (q + g) x (q + g) arrays.
+
+def are_permutations(rows: np.ndarray | None, n: int) -> bool:
+    """Whether each row is a permutation of 1..n, one for each of the official trials."""
+    if rows is None or rows.shape != (OFFICIAL_TRIALS, n) or rows.dtype.kind not in "iuf":
+        return False
+    return bool((np.sort(rows, axis=1) == np.arange(1, n + 1)).all())
+
+
+def not_rand_perm(path: str, reason: str) -> utils.InputError:
+    return utils.InputError(
+        f"--rand-perm {path} is not the rand_perm_cam.mat of SYSU-MM01's evaluation ({reason})"
+    )
+
+
+def write_mat(folder: str, images: Split, features: dict[str, np.ndarray], n_persons: int) -> None:
+    """Write <name>_cam<number>.mat with a cell array "feature", for each kind and camera.
+
+    Row i of the cell {person id} is the person's i-th image in that camera. There are cells for
+    the persons 1 to ``n_persons``, and further ones if there are larger ids.
     """
-    features, q = np.concatenate([query, gallery]).astype(np.float32), len(query)
-    plain = (Distances(features, features, kind)[:] + (kind == "cosine")).clip(min=0)  # 1 - cosine: half of squared l2
-    nearest = np.argsort(plain, axis=1, kind="stable")  # each image's own first
-    plain = (plain / np.maximum(plain.max(axis=1, keepdims=True), 1e-30)).astype(np.float32)
+    n_cells = max(n_persons, images.pids.max())
+    for name, values in features.items():
+        for cam in np.unique(images.camids):
+            cells = np.empty((n_cells, 1), dtype=object)
+            for pid in range(1, n_cells + 1):
+                rows = (images.pids == pid) & (images.camids == cam)
+                cells[pid - 1, 0] = values[rows].astype(np.float64)
+            path = os.path.join(folder, f"{name}_cam{cam}.mat")
+            with utils.atomic_write(path) as partial_path, open(partial_path, "wb") as file:
+                scipy.io.savemat(file, {"feature": cells})
+    log.info("features for the official evaluation: %s/<name>_cam<number>.mat", folder)
 
-    def reciprocal(k: int) -> np.ndarray:
-        near = np.zeros(plain.shape, bool)
-        np.put_along_axis(near, nearest[:, : k + 1], True, axis=1)
-        return near & near.T
 
-    near, closer = reciprocal(k1), reciprocal(round(k1 / 2))
-    sizes, members = closer.sum(axis=1), near.copy()
-    for i, own in enumerate(near):
-        for j in np.flatnonzero(own):  # a neighbour brings its own neighbourhood if more than two thirds lie in ours
-            if 3 * (closer[j] & own).sum() > 2 * sizes[j]:
-                members[i] |= closer[j]
-    weights = np.where(members, np.exp(-plain), 0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights = np.stack([weights[own].mean(axis=0) for own in nearest[:, :k2]])
-    result = np.empty((q, len(gallery)), np.float32)
-    for i in range(q):
-        own = np.flatnonzero(weights[i])
-        overlap = np.minimum(weights[i, own], weights[q:, own]).sum(axis=1)
-        result[i] = (1 - weight) * (1 - overlap / (2 - overlap)) + weight * plain[i, q:]
+# ---- re-ranking ---------------------------------------------------------------------------------
+
+
+def rerank(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    kind: str = "cosine",
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+) -> np.ndarray:
+    """(Q, G) float32 distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017).
+
+    Two images are alike when each other's near neighbours are. A query is compared with all other
+    queries too. The call holds some (Q + G) x (Q + G) arrays.
+
+    Args:
+        query: (Q, dim) features.
+        gallery: (G, dim) features.
+        kind: the plain distance, see `Distances`.
+        k1: how many neighbours an image has.
+        k2: over how many neighbours the neighbourhoods are averaged.
+        weight: share of the plain distance in the result, the paper's lambda.
+    """
+    n_query = len(query)
+    features = np.concatenate([query, gallery]).astype(np.float32)
+    distances = Distances(features, features, kind)[:]
+    if kind == "cosine":
+        distances = distances + 1  # 1 - cosine is half of the squared distance of the directions
+    distances = distances.clip(min=0)
+    nearest = np.argsort(distances, axis=1, kind="stable")  # each image's own index first
+    farthest = distances.max(axis=1, keepdims=True)
+    distances = (distances / np.maximum(farthest, 1e-30)).astype(np.float32)
+
+    memberships = np.where(expanded_neighbours(nearest, k1), np.exp(-distances), 0)
+    memberships /= memberships.sum(axis=1, keepdims=True)
+    memberships = np.stack([memberships[row].mean(axis=0) for row in nearest[:, :k2]])
+    jaccard = jaccard_distances(memberships[:n_query], memberships[n_query:])
+    return (1 - weight) * jaccard + weight * distances[:n_query, n_query:]
+
+
+def expanded_neighbours(nearest: np.ndarray, k1: int) -> np.ndarray:
+    """(n, n) bool: the k-reciprocal neighbours of each image, expanded as in the paper.
+
+    A neighbour j of image i brings its own, smaller neighbourhood if more than two thirds of that
+    are neighbours of i.
+    """
+    neighbours = reciprocal_neighbours(nearest, k1)
+    smaller = reciprocal_neighbours(nearest, round(k1 / 2))
+    smaller_sizes = smaller.sum(axis=1)
+    expanded = neighbours.copy()
+    for i, row in enumerate(neighbours):
+        for j in np.flatnonzero(row):
+            if 3 * (smaller[j] & row).sum() > 2 * smaller_sizes[j]:
+                expanded[i] |= smaller[j]
+    return expanded
+
+
+def reciprocal_neighbours(nearest: np.ndarray, k: int) -> np.ndarray:
+    """(n, n) bool: pairs that are each among the other's k nearest images, or the image itself."""
+    is_near = np.zeros(nearest.shape, bool)
+    np.put_along_axis(is_near, nearest[:, : k + 1], True, axis=1)
+    return is_near & is_near.T
+
+
+def jaccard_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(Q, G) float32: 1 - intersection / union of fuzzy sets, given as rows that sum to 1."""
+    result = np.empty((len(query), len(gallery)), np.float32)
+    for i, row in enumerate(query):
+        members = np.flatnonzero(row)  # few: all else adds nothing to the intersection
+        intersection = np.minimum(row[members], gallery[:, members]).sum(axis=1)
+        result[i] = 1 - intersection / (2 - intersection)
     return result
 
 
-def write_mat(folder: str, images: Split, features: dict[str, np.ndarray], persons: int) -> None:
-    """Files <kind>_cam<number>.mat with a cell array "feature": row i of cell {person id} is their i-th image."""
-    for kind, values in features.items():
-        for cam in np.unique(images.camids):
-            cells = np.empty((max(persons, images.pids.max()), 1), dtype=object)
-            for pid in range(1, len(cells) + 1):
-                cells[pid - 1, 0] = values[(images.pids == pid) & (images.camids == cam)].astype(np.float64)
-            with utils.whole_file(os.path.join(folder, f"{kind}_cam{cam}.mat")) as path, open(path, "wb") as file:
-                scipy.io.savemat(file, {"feature": cells})
-    log.info("features for the official evaluation: %s", os.path.join(folder, "<kind>_cam<number>.mat"))
+# ---- scoring ------------------------------------------------------------------------------------
 
 
 def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:
-    """The results of one method, and what is known of its networks. OSError, ValueError: a file cannot be scored."""
-    dataset, draw = DATASETS[args.dataset], official(args.rand_perm) if args.rand_perm else None
-    results = Results(dataset, args.seed, partial(rerank if args.rerank else Distances, kind=args.distance))
+    """The results of one method, and what each of its files says of its network.
+
+    Raises:
+        InputError: a file cannot be read or scored, or two files are of one trial.
+    """
+    dataset = DATASETS[args.dataset]
+    draw = official_draw(args.rand_perm) if args.rand_perm else None
+    compare = rerank if args.rerank else Distances
+    results = Results(dataset, args.seed, partial(compare, kind=args.distance))
     networks = []
-    for number, path in enumerate(files, dataset.trials.start):
+    scored_trials = set()
+    for number, path in enumerate(files, start=dataset.trials[0]):
         images, features, network = load_features(path, dataset, args.features)
         networks.append({"features": path, **network})
         if args.mat:
             write_mat(args.mat, images, features, dataset.official_persons)
+        trials = None
+        if dataset.one_model_per_trial:
+            trial = network.get("trial") or number
+            if trial in scored_trials:
+                raise utils.InputError(f"{path}: another file is of trial {trial}, too")
+            scored_trials.add(trial)
+            trials = [trial]
         try:
-            trials = [int(network.get("trial") or number)] if dataset.trial_trains else ()
-            searches = dataset.searches(images, vars(args), trials, draw)
-            for search in tqdm(searches, "score", unit="trial", disable=None, leave=False):
-                if search.trial in results.scores.get((search.protocol, "chance"), ()):
-                    raise ValueError(f"another file is of trial {search.trial}, too")
-                results.add(search, images, features)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            eval_trials = dataset.eval_trials(images, vars(args), trials, draw)
+            for eval_trial in tqdm(eval_trials, "score", unit="trial", disable=None, leave=False):
+                results.add(eval_trial, images, features)
+        except utils.InputError as error:
+            raise utils.InputError(f"{path}: {error}") from error
     return results, networks
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def option_names(args: argparse.Namespace) -> list[str]:
+    """Words for the flags that change how features are scored and are not at their default."""
+    names = []
+    if args.gallery == "official":
+        names.append("official")
+    if args.distance == "euclidean":
+        names.append("euclidean")
+    if args.rerank:
+        names.append("rerank")
+    return names
+
+
+def output_stem(files: list[str], args: argparse.Namespace) -> str:
+    """The path of one method's log and results, without .log and .json."""
     dataset = DATASETS[args.dataset]
-    if (args.gallery == "official") != bool(args.rand_perm):
-        raise ValueError("--gallery official and --rand_perm FILE, its rand_perm_cam.mat, go together")
-    if (args.rand_perm or args.mat) and not dataset.official_persons:
-        raise ValueError(f"--gallery official and --mat are for SYSU-MM01: {dataset.title} has no official evaluation")
-    os.makedirs(args.mat or ".", exist_ok=True)
-    choices = {"official": args.rand_perm, "euclidean": args.distance == "euclidean", "rerank": args.rerank}
-    options = [option for option, chosen in choices.items() if chosen]
-    for files in [args.files] if dataset.trial_trains else [[file] for file in args.files]:
-        what = [f"{len(files)}-trials"] * dataset.trial_trains + dataset.values(vars(args))
-        what += [args.features] * bool(args.features) + options
-        name = os.path.basename(files[0]).removesuffix(".npz")
-        output = os.path.join(args.log_path, f"score_{name}_{'-'.join(what)}")
-        utils.start_log(args, f"{output}.log")
-        results, networks = score(files, args)
-        named = ["flip"] * any(network.get("flip") for network in networks) + options
-        results.log(named)
-        known = {"flags": vars(args), "options": named, "versions": utils.versions(), "networks": networks}
-        utils.write_json(f"{output}.json", known | results.to_json())
-        log.info("all trials: %s.json", output)
+    words = []
+    if dataset.one_model_per_trial:
+        words.append(f"{len(files)}-trials")
+    words += dataset.protocol_values(vars(args))
+    if args.features:
+        words.append(args.features)
+    words += option_names(args)
+    name = os.path.basename(files[0]).removesuffix(".npz")
+    return os.path.join(args.log_path, f"score_{name}_{'-'.join(words)}")
+
+
+def sources_of_results(files: list[str], args: argparse.Namespace) -> list[str]:
+    """What the results of one method come from: absolute paths of files."""
+    sources = [os.path.abspath(file) for file in files]
+    if args.rand_perm:
+        sources.append(os.path.abspath(args.rand_perm))
+    return sources
+
+
+def score_and_write(files: list[str], stem: str, args: argparse.Namespace) -> None:
+    """Score the files of one method; log the table, and write <stem>.json."""
+    utils.start_log(args, f"{stem}.log")
+    results, networks = score(files, args)
+    options = option_names(args)
+    if any(network.get("flip") for network in networks):
+        options = ["flip", *options]
+    results.log(options)
+    header = {
+        "flags": vars(args),
+        "options": options,
+        "versions": utils.versions(),
+        "networks": networks,
+        "sources": sources_of_results(files, args),
+    }
+    utils.write_json(f"{stem}.json", header | results.to_json())
+    log.info("all trials: %s.json", stem)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.mat:
+        os.makedirs(args.mat, exist_ok=True)
+    if DATASETS[args.dataset].one_model_per_trial:
+        methods = [args.files]
+    else:
+        methods = [[file] for file in args.files]
+    stems = [output_stem(files, args) for files in methods]
+    if len(set(stems)) < len(stems):
+        raise utils.InputError(
+            "two files have the same name, and so would their results: rename one, or score each "
+            "with a --log-path of its own"
+        )
+    for files, stem in zip(methods, stems, strict=True):
+        utils.check_results_path(f"{stem}.json", sources_of_results(files, args))
+    for files, stem in zip(methods, stems, strict=True):
+        score_and_write(files, stem, args)
 
 
 if __name__ == "__main__":

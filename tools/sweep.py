@@ -1,172 +1,453 @@
 """Train and test with some values of flags, several times each, and compare the results.
 
-    python -m tools.sweep --out sweeps/sysu --vary w_hc=0,0.1,0.5 --over seed=1,2,3 -- --arch resnet18 --epochs 20
-    python -m tools.sweep --out sweeps/regdb --over trial=1,2,3,4,5,6,7,8,9,10 --test '--search both' -- --dataset regdb
+    python -m tools.sweep --out sweeps/sysu --vary w_hc=0,0.1,0.5 --over seed=1,2,3 -- --epochs 20
+    python -m tools.sweep --out sweeps/regdb --over trial=1,2,3,4,5,6,7,8,9,10 \\
+        --test '--search both' -- --dataset regdb
 
-Flags of train.py for all runs follow --. Several --vary are combined; --vary dist-type:w_hc=l2:0.1,l1:2.2 changes flags
-together. Each run has a folder of its own in --out, which sweeps with the same --out share; the comparison is in
-<flags>.csv and <flags>.png beside them, until another sweep varies the same flags there. The same command goes on where
-it was stopped. For a cluster, --dry-run prints a line of shell for each run that is left; --jobs 0 just compares.
+Flags of train.py for all runs follow --. Several --vary are combined with each other. With
+--vary dist-type:w_hc=l2:0.1,l1:2.2 two flags change together. Each run has a folder of its own in
+--out, and sweeps with the same --out share their runs. The comparison is written to <flags>.csv and
+<flags>.png beside them; a later sweep over the same flags replaces it.
+
+Ctrl-C ends the sweep. The same command resumes it: what is finished is not run again. With several
+GPUs the runs are spread over them: give --jobs as many runs at a time as there are GPUs. For a
+cluster, --dry-run prints a line of shell for each run that is left. --jobs 0 compares what is
+there.
 """
 
 import argparse
-import contextlib
 import csv
 import itertools
+import os
+import queue
 import shlex
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import train
 import utils
-from tools.visualize import STYLE, add_legend, new_figure, read_results
+from eval_metrics import MEASURES
+from tools.figures import STYLE, add_legend, new_figure
+from tools.results_files import read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ("dataset", "data_path", "trial", "workers", "gpu", "test_batch")  # flags of train.py that test.py needs, too
-SHOWN = {"rank1": "rank-1, %", "mAP": "mAP, %"}
+# Flags of train.py that test.py needs, too.
+SHARED_FLAGS = ("dataset", "data_path", "trial", "workers", "gpu", "test_batch")
+COMPARED_MEASURES = ("rank1", "mAP")
 
 
-class Run(NamedTuple):
-    cell: str  # the values that are compared, in words
+# ---- the runs -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one run under one protocol, with one kind of features."""
+
+    cell: str  # the values that are compared, like "w_hc=0.1"
+    replicate: str  # like "seed=2"
+    protocol: str
+    features: str
+    percent: dict[str, float]  # of each of `MEASURES`, the mean over the trials of the test
+    data_name: str  # of the dataset, for titles
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its test."""
+
+    cell: str
     replicate: str
     folder: Path
-    commands: list[list[str]]  # train.py, then test.py
-    results: str  # pattern of the JSON file that test.py writes in the folder
+    training: list[str]  # a command
+    testing: list[str]  # a command
+    result_pattern: str  # of the JSON file that test.py writes, below the folder
+    has_gpu_flag: bool  # whether the user chose the GPU
 
-    def carry_out(self, stop: list[int]) -> None:
-        """Train and test, or go on with it, until ``stop`` is filled (`utils.stop_signals`)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "output.txt", "a") as output:
-            for command in self.commands:
-                # In a session of its own Ctrl-C does not reach it: a second signal would end it before it has saved.
-                with subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as process:
-                    while process.poll() is None and not stop:
-                        time.sleep(0.1)
-                    process.terminate()
-                if process.returncode or stop:
-                    break
-        print(f"{'finished' if self.rows() else 'not finished'}: {self.folder}", flush=True)
-
-    def rows(self) -> list[dict]:
-        """Percentages of each protocol and kind of features, means over the trials of the test; [] if not finished."""
+    def rows(self) -> list[Row]:
+        """The scores; [] if the run is not finished."""
         rows = []
-        for result in (read_results(str(path)) for path in self.folder.glob(self.results)):
+        for path in sorted(self.folder.glob(self.result_pattern)):
+            result = read_results(str(path))
             for protocol, kind in itertools.product(result.counts, result.rows):
-                row = {"cell": self.cell, "replicate": self.replicate, "protocol": protocol, "features": kind}
-                row |= {name: round(100 * value, 4) for name, value in result.rows[kind][protocol].mean.items()}
-                rows += [row | {"data": result.data}] * (kind != "chance")
+                if kind == "chance":
+                    continue
+                mean = result.rows[kind][protocol].mean
+                percent = {name: round(100 * mean[name], 4) for name in MEASURES}
+                rows.append(
+                    Row(self.cell, self.replicate, protocol, kind, percent, result.data_name)
+                )
         return rows
 
 
-def choices(text: str) -> list[dict[str, str]]:
-    """``one=a,b`` -> [{one: a}, {one: b}]; ``one:two=a:1,b:2`` -> [{one: a, two: 1}, {one: b, two: 2}]."""
-    flags, values = text.split("=", 1)
-    return [dict(zip(flags.replace("-", "_").split(":"), row.split(":"), strict=True)) for row in values.split(",")]
+def parse_choices(text: str) -> list[dict[str, str]]:
+    """The values that a flag takes in turn, or that several flags take together.
+
+    ``one=a,b`` -> [{one: a}, {one: b}]; ``one:two=a:1,b:2`` -> [{one: a, two: 1}, {one: b, two: 2}]
+    """
+    flags, _, values = text.partition("=")
+    names = flags.replace("-", "_").split(":")
+    choices = []
+    for value in values.split(","):
+        parts = value.split(":")
+        if len(parts) != len(names) or not all(parts):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not FLAG=A,B,... or FLAG:FLAG=A:B,C:D,..."
+            )
+        choices.append(dict(zip(names, parts, strict=True)))
+    return choices
 
 
-def plan(args: argparse.Namespace) -> list[Run]:
-    """All runs, those of the first cell first. A wrong flag ends the program."""
-    runs, parser, python = [], train.build_parser(), [sys.executable]
-    if args.jobs > 1:  # each gets its share of the cores: two trainings with two threads on two cores would be slower
-        python = ["env", f"OMP_NUM_THREADS={max(1, torch.get_num_threads() // args.jobs)}", *python]
-    for *parts, replicate in itertools.product(*args.vary, args.over):
-        cell = {flag: value for part in parts for flag, value in part.items()}
-        flags = [*args.flags, *(f"--{flag}={value}" for flag, value in (cell | replicate).items())]
-        given = train.parse_args(flags)
-        shared = [f"--{x}={vars(given)[x]}" for x in SHARED if vars(given)[x] not in (None, parser.get_default(x))]
-        name = train.run_name(given)
-        folder, tested = args.out / f"{name}_epochs{given.epochs}", "_".join(["test", *args.test]).replace("/", "_")
-        training = [ROOT / "train.py", *flags, "--model_path", folder, "--log_path", folder, "--resume", "last"]
-        testing = [ROOT / "test.py", *shared, *args.test, "--log_path", folder / tested]
-        testing += ["--resume", folder / f"{name}_last.t"]
-        words = [" ".join(map("=".join, part.items())) for part in (cell, replicate)]
-        commands = [[*python, *map(str, command)] for command in (training, testing)]
-        runs.append(Run(*words, folder, commands, f"{tested}/test_{name}_last_*.json"))
+def plan_runs(args: argparse.Namespace) -> list[Run]:
+    """All runs of the sweep, those of the first cell first. A wrong flag ends the program."""
+    runs = []
+    for *choices, replicate in itertools.product(*args.vary, args.over):
+        cell = {}
+        for choice in choices:
+            cell |= choice
+        runs.append(plan_run(args, cell, replicate))
     return runs
 
 
-def difference(own: dict[str, dict], first: dict[str, dict], measure: str) -> str:
-    """Mean of own - first over the replicates that both have, and its 95% t interval; of {replicate: row}."""
-    gaps = [own[replicate][measure] - first[replicate][measure] for replicate in own if replicate in first]
-    if own is first or len(gaps) < 2:
+def plan_run(args: argparse.Namespace, cell: dict[str, str], replicate: dict[str, str]) -> Run:
+    """One run of the sweep: its folder and its commands."""
+    flags = args.flags + flag_words(cell | replicate)
+    run_args = train.parse_args(flags)
+    name = train.run_name(run_args)
+    folder = args.out / f"{name}_epochs{run_args.epochs}"
+    test_name = "_".join(["test", *args.test]).replace("/", "_")
+
+    python = [sys.executable]
+    if args.jobs > 1:
+        # Runs at the same time share the cores: more threads than cores would be slower.
+        threads = max(1, torch.get_num_threads() // args.jobs)
+        python = ["env", f"OMP_NUM_THREADS={threads}", sys.executable]
+    return Run(
+        cell=in_words(cell),
+        replicate=in_words(replicate),
+        folder=folder,
+        training=[
+            *python,
+            str(ROOT / "train.py"),
+            *flags,
+            f"--model-path={folder}",
+            f"--log-path={folder}",
+            "--resume=last",
+        ],
+        testing=[
+            *python,
+            str(ROOT / "test.py"),
+            *shared_flags(run_args),
+            *args.test,
+            f"--log-path={folder / test_name}",
+            f"--resume={folder / name}_last.t",
+        ],
+        result_pattern=f"{test_name}/test_{name}_last_*.json",
+        has_gpu_flag=has_gpu_flag(flags),
+    )
+
+
+def flag_words(values: dict[str, object]) -> list[str]:
+    """{"w_hc": 0.1} -> ["--w-hc=0.1"]."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def in_words(values: dict[str, str]) -> str:
+    """{"w_hc": "0.1", "lr": "0.01"} -> "w_hc=0.1 lr=0.01"."""
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def shared_flags(run_args: argparse.Namespace) -> list[str]:
+    """The flags that test.py needs as well, where they are not at their default."""
+    parser = train.build_parser()
+    values = {}
+    for name in SHARED_FLAGS:
+        value = getattr(run_args, name)
+        if value is not None and value != parser.get_default(name):
+            values[name] = value
+    return flag_words(values)
+
+
+def has_gpu_flag(flags: list[str]) -> bool:
+    """Whether --gpu is among these flags of train.py."""
+    parser = train.build_parser()
+    parser.set_defaults(gpu=None)
+    return utils.parse(parser, flags).gpu is not None
+
+
+# ---- running them -------------------------------------------------------------------------------
+
+
+def gpu_queue(jobs: int) -> queue.Queue:
+    """The numbers of the GPUs for ``jobs`` runs at a time: a run takes one, and gives it back.
+
+    None stands for "no --gpu flag", where there is one GPU or none to choose from.
+    """
+    n_gpus = torch.cuda.device_count()
+    gpus = queue.Queue()
+    for job in range(jobs):
+        if n_gpus > 1:
+            gpus.put(job % n_gpus)
+        else:
+            gpus.put(None)
+    return gpus
+
+
+def carry_out(run: Run, gpus: queue.Queue) -> None:
+    """Train, or resume the training, and then test. What they print is appended to output.txt."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    gpu = gpus.get()
+    gpu_flag = []
+    if gpu is not None and not run.has_gpu_flag:
+        gpu_flag = [f"--gpu={gpu}"]
+    try:
+        with open(run.folder / "output.txt", "a") as output:
+            for command in (run.training, run.testing):
+                done = subprocess.run([*command, *gpu_flag], stdout=output, stderr=output)
+                if done.returncode:
+                    break
+    finally:
+        gpus.put(gpu)
+    state = "finished" if run.rows() else "not finished"
+    print(f"{state}: {run.folder}", flush=True)
+
+
+def carry_out_all(runs: list[Run], jobs: int) -> None:
+    """Carry out the runs, ``jobs`` at a time. Ctrl-C ends those under way and cancels the rest."""
+    gpus = gpu_queue(jobs)
+    pool = ThreadPoolExecutor(jobs)
+    futures = [pool.submit(carry_out, run, gpus) for run in runs]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        # The terminal sends Ctrl-C to the runs under way, too: this waits for their end.
+        pool.shutdown(cancel_futures=True)
+
+
+# ---- the comparison -----------------------------------------------------------------------------
+
+
+def group_by_cell(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """{cell: {replicate: row}} of the rows of one protocol and kind of features."""
+    cells = {}
+    for row in rows:
+        cells.setdefault(row.cell, {})[row.replicate] = row
+    return cells
+
+
+def format_difference(cell: dict[str, Row], first: dict[str, Row], measure: str) -> str:
+    """How far a cell is above the first one: the mean difference and its 95% t interval.
+
+    Args:
+        cell, first: {replicate: row}; the difference is taken within each replicate of both.
+        measure: a name of `MEASURES`.
+
+    Returns:
+        Like "+3.00 [+0.52, +5.48]"; "" if both have less than two replicates in common.
+    """
+    differences = []
+    for replicate, row in cell.items():
+        if replicate in first:
+            differences.append(row.percent[measure] - first[replicate].percent[measure])
+    if len(differences) < 2:
         return ""
-    mean, half = np.mean(gaps), scipy.stats.t.ppf(0.975, len(gaps) - 1) * scipy.stats.sem(gaps)
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    mean = np.mean(differences)
+    quantile = scipy.stats.t.ppf(0.975, len(differences) - 1)
+    half_width = quantile * scipy.stats.sem(differences)
+    return f"{mean:+.2f} [{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
 
 
-def table(rows: list[dict]) -> str:
-    """Of one protocol and kind of features: for each cell n, mean ± deviation over replicates, and `difference`."""
-    cells = {cell: {row["replicate"]: row for row in rows if row["cell"] == cell} for cell in [r["cell"] for r in rows]}
-    lines, first = [f"{'n':>43}" + "".join(f"{name:>16}{'- first [95%]':>26}" for name in SHOWN.values())], None
-    for cell, own in cells.items():
-        first, line = first or own, f"{cell:40}{len(own):3}"
-        for measure in SHOWN:
-            values = [row[measure] for row in own.values()]
-            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-            line += f"{np.mean(values):>{16 - len(spread)}.2f}{spread}{difference(own, first, measure):>26}"
+def format_mean(cell: dict[str, Row], measure: str) -> str:
+    """The mean over the replicates and, if there are several, their standard deviation."""
+    values = [row.percent[measure] for row in cell.values()]
+    text = f"{np.mean(values):.2f}"
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1):.2f}"
+    return text
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each cell: the number of replicates, the means, the differences to the first."""
+    head = f"{'n':>43}"
+    for measure in COMPARED_MEASURES:
+        head += f"{MEASURES[measure] + ', %':>16}{'- first [95%]':>26}"
+    lines = [head]
+    cells = group_by_cell(rows)
+    first = next(iter(cells.values()))
+    for name, cell in cells.items():
+        line = f"{name:40}{len(cell):3}"
+        for measure in COMPARED_MEASURES:
+            difference = ""
+            if cell is not first:
+                difference = format_difference(cell, first, measure)
+            line += f"{format_mean(cell, measure):>16}{difference:>26}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
+def sorted_cells(rows: list[Row]) -> list[str]:
+    """The names of the cells: sorted by their values if these are numbers, else as they came."""
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    try:
+        return sorted(cells, key=numbers_in)
+    except ValueError:
+        return cells
+
+
+def numbers_in(cell: str) -> list[float]:
+    """ "w_hc=0.1 lr=0.01" -> [0.1, 0.01]. ValueError: a value is not a number."""
+    return [float(part.partition("=")[2]) for part in cell.split()]
+
+
 @STYLE
-def draw(rows: list[dict]) -> Figure:
-    """Of one protocol: rank-1 and mAP of the cells, a point for each replicate and a line through their means."""
-    cells = [*dict.fromkeys(row["cell"] for row in rows)]
-    with contextlib.suppress(ValueError):  # numbers stand in their order
-        cells.sort(key=lambda cell: [float(value.split("=")[1]) for value in cell.split()])
-    figure, axes = new_figure(1, 2, (max(4.5, 1.1 * len(cells)), 3.8), "{protocol} ({data})".format(**rows[0]))
-    for axis, measure in zip(axes.flat, SHOWN, strict=True):
-        for kind in dict.fromkeys(row["features"] for row in rows):
-            points = [(cells.index(row["cell"]), row[measure]) for row in rows if row["features"] == kind]
-            means = [np.mean([value for cell, value in points if cell == place]) for place in range(len(cells))]
-            (line,) = axis.plot(means, label=f"{kind} features", marker="_", markersize=14)
-            axis.scatter(*zip(*points, strict=True), color=line.get_color(), alpha=0.6)
-        axis.set(title=SHOWN[measure])
-        axis.set_xticks(range(len(cells)), [cell.replace(" ", "\n") for cell in cells], fontsize=10)
+def draw(rows: list[Row]) -> Figure:
+    """Rank-1 and mAP of the cells under one protocol."""
+    cells = sorted_cells(rows)
+    width = max(4.5, 1.1 * len(cells))
+    title = f"{rows[0].protocol} ({rows[0].data_name})"
+    figure, axes = new_figure(1, len(COMPARED_MEASURES), (width, 3.8), title)
+    for axis, measure in zip(axes.flat, COMPARED_MEASURES, strict=True):
+        draw_measure(axis, rows, cells, measure)
     add_legend(figure, axes)
     return figure
 
 
+def draw_measure(axis: Axes, rows: list[Row], cells: list[str], measure: str) -> None:
+    """For each kind of features a point a replicate, and a line through the means of the cells."""
+    for kind in dict.fromkeys(row.features for row in rows):
+        rows_of_kind = [row for row in rows if row.features == kind]
+        means = []
+        for cell in cells:
+            values = [row.percent[measure] for row in rows_of_kind if row.cell == cell]
+            means.append(np.mean(values))
+        (line,) = axis.plot(means, label=f"{kind} features", marker="_", markersize=14)
+        positions = [cells.index(row.cell) for row in rows_of_kind]
+        values = [row.percent[measure] for row in rows_of_kind]
+        axis.scatter(positions, values, color=line.get_color(), alpha=0.6)
+    axis.set(title=f"{MEASURES[measure]}, %")
+    axis.set_xticks(range(len(cells)), [cell.replace(" ", "\n") for cell in cells], fontsize=10)
+
+
+def write_csv(path: str, rows: list[Row]) -> None:
+    with utils.atomic_write(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cell", "replicate", "protocol", "features", *MEASURES, "data"])
+        for row in rows:
+            percent = [row.percent[name] for name in MEASURES]
+            writer.writerow(
+                [row.cell, row.replicate, row.protocol, row.features, *percent, row.data_name]
+            )
+
+
+def compare(rows: list[Row], stem: str) -> None:
+    """Print a table for each protocol and kind of features; write <stem>.csv and <stem>.png."""
+    first_protocol = [row for row in rows if row.protocol == rows[0].protocol]
+    with utils.atomic_write(f"{stem}.png") as partial:
+        draw(first_protocol).savefig(partial, format="png")
+    write_csv(f"{stem}.csv", rows)
+    for protocol, kind in dict.fromkeys((row.protocol, row.features) for row in rows):
+        selected = [row for row in rows if row.protocol == protocol and row.features == kind]
+        print(f"\n{protocol}, {kind}\n{table(selected)}")
+
+
+# ---- the program --------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = utils.new_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the runs and of their comparison",
+    )
+    add(
+        "--vary",
+        type=parse_choices,
+        action="append",
+        default=[],
+        metavar="FLAG=A,B,...",
+        help="a flag of train.py and the values to compare; may be repeated",
+    )
+    add(
+        "--over",
+        type=parse_choices,
+        default="seed=1",
+        metavar="FLAG=A,B,...",
+        help="the replicates of each: seeds, or RegDB's trials (%(default)s)",
+    )
+    add(
+        "--test",
+        type=shlex.split,
+        default=[],
+        metavar="FLAGS",
+        help="flags for test.py alone, like '--mode both --gall-mode both'",
+    )
+    add(
+        "--jobs",
+        type=utils.non_negative_int,
+        default=1,
+        help="runs at a time, which share the cores; 0 only compares (%(default)s)",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print a line of shell for each run that is left, and run nothing",
+    )
+    add(
+        "flags",
+        nargs="*",
+        metavar="-- FLAGS",
+        help="flags of train.py for all runs, less folders and --resume",
+    )
+    return parser
+
+
+def print_commands(runs: list[Run]) -> None:
+    """A line of shell for each run."""
+    for run in runs:
+        commands = [["cd", os.getcwd()], run.training, run.testing]
+        print(" && ".join(shlex.join(command) for command in commands))
+
+
 def main() -> None:
-    parser = utils.Parser(prog="python -m tools.sweep", description=__doc__)
-    add, grid = parser.add_argument, {"type": choices, "metavar": "FLAG=A,B,…"}
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and of their comparison")
-    add("--vary", action="append", default=[], help="a flag of train.py and its values; may be repeated", **grid)
-    add("--over", default="seed=1", help="what is repeated: seeds, or RegDB's trials (%(default)s)", **grid)
-    add("--test", type=shlex.split, default=[], help="flags for test.py alone, like '--mode both --gall-mode both'")
-    add("--jobs", type=int, default=1, help="runs at a time, which share the cores; 0 only compares (%(default)s)")
-    add("--dry-run", action="store_true", help="print a line of shell for each run that is left, and do nothing")
-    add("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py for all runs, less folders and --resume")
-    args = parser.parse_args()
-    runs = plan(args)
-    left = [run for run in runs if args.jobs and not run.rows()]
+    args = utils.parse(build_parser())
+    runs = plan_runs(args)
+    unfinished = []
+    if args.jobs > 0:
+        unfinished = [run for run in runs if not run.rows()]
     if args.dry_run:
-        for run in left:
-            print(" && ".join(map(shlex.join, [["cd", str(Path.cwd())], *run.commands])))
+        print_commands(unfinished)
         return
-    with utils.stop_signals() as stop, ThreadPoolExecutor(max(1, args.jobs)) as pool:
-        [*pool.map(lambda run: stop or run.carry_out(stop), left)]
-    rows = [row for run in runs for row in run.rows()]
-    name = "-".join(flag for part in args.vary for flag in part[0]) or "all"
+    if unfinished:
+        carry_out_all(unfinished, args.jobs)
+
+    rows = []
+    for run in runs:
+        rows += run.rows()
+    varied_flags = []
+    for choices in args.vary:
+        varied_flags += choices[0]
     if rows:
-        with utils.whole_file(str(args.out / f"{name}.png")) as path:
-            draw([row for row in rows if row["protocol"] == rows[0]["protocol"]]).savefig(path, format="png")
-        with utils.whole_file(str(args.out / f"{name}.csv")) as path, open(path, "w", newline="") as file:
-            csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
-    for key in dict.fromkeys((row["protocol"], row["features"]) for row in rows):
-        print("", ", ".join(key), table([row for row in rows if (row["protocol"], row["features"]) == key]), sep="\n")
-    if failed := [str(run.folder / "output.txt") for run in left if not run.rows()]:
-        raise ValueError(f"{len(failed)} of {len(runs)} runs failed, see {', '.join(failed)}")
+        compare(rows, str(args.out / ("-".join(varied_flags) or "all")))
+    failed = [str(run.folder / "output.txt") for run in unfinished if not run.rows()]
+    if failed:
+        raise utils.InputError(
+            f"{len(failed)} of {len(runs)} runs failed: see {', '.join(failed)}; "
+            "the same command resumes them"
+        )
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    utils.run(main, when_interrupted="interrupted; the same command resumes the sweep")

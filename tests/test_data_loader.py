@@ -1,0 +1,239 @@
+"""Images, the identity sampler and batches, each against something simpler."""
+
+import hashlib
+import os
+import shutil
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from conftest import golden
+from PIL import Image
+from torchvision.transforms.functional import hflip, normalize, to_tensor
+
+import data_loader
+import data_manager
+from data_loader import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    IdentitySampler,
+    ImageBatches,
+    TrainBatches,
+    TrainingSet,
+    to_input,
+)
+from data_manager import DATASETS, Split
+
+CPU = torch.device("cpu")
+
+# ---- pixels -------------------------------------------------------------------------------------
+
+
+def test_preprocessed_arrays_are_those_of_the_original(golden_tree, call, tmp_path):
+    """To the bit with the Pillow of the golden numbers; other decoders may differ by two levels."""
+    tree = shutil.copytree(golden_tree, tmp_path / "SYSU-MM01")
+    call("pre_process_sysu.py", "--data_path", tree)
+    data = data_loader.load_training_set(DATASETS["sysu"], str(tree), None, (288, 144), workers=0)
+    assert data.n_class == 7
+    assert not list(tree.glob("*.partial"))
+    g = golden("sysu_preprocess.npz")
+    visible = ("rgb", data.visible, data.visible_labels)
+    thermal = ("ir", data.thermal, data.thermal_labels)
+    for modality, images, labels in (visible, thermal):
+        assert images.shape == tuple(g[f"{modality}_shape"])
+        assert images.dtype == str(g[f"{modality}_dtype"])
+        np.testing.assert_array_equal(labels, g[f"{modality}_label"])
+        if PIL.__version__ == "13.0.0":
+            digest = hashlib.sha256(images.tobytes()).hexdigest()
+            assert digest == str(g[f"{modality}_sha256"])
+        means = images.mean((1, 2))
+        np.testing.assert_allclose(means, g[f"{modality}_channel_mean"], atol=0.5)
+        corners = g[f"{modality}_corner8"].astype(int)
+        np.testing.assert_allclose(images[:, :8, :8, 0], corners, atol=2)
+
+
+def test_preprocessing_is_repeated_only_where_needed(golden_tree, call, tmp_path):
+    tree = shutil.copytree(golden_tree, tmp_path / "tree")
+    size = ["--img_h", 24, "--img_w", 12, "--workers", 0]
+
+    def writes(*flags) -> bool:
+        before = {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
+        out = call("pre_process_sysu.py", "--data_path", tree, *size, *flags)
+        changed = before != {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
+        assert ("are replaced" in out) == (changed and bool(before))
+        return changed
+
+    assert writes()
+    assert not writes()
+    assert writes("--force")
+    assert writes("--img_h", 32)
+    assert writes()
+    file = tree / "train_rgb_resized_img.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert writes()
+    assert file.read_bytes() == whole
+    _, thermal = data_manager.sysu_train(str(tree))
+    os.utime(thermal.paths[0], (2e9, 2e9))  # an image that is newer than the arrays
+    assert writes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_test_images_are_those_of_the_original(golden_tree, workers):
+    """In the order of the lists, whatever the order of reading; torch's generator is not moved."""
+    g = golden("sysu_preprocess.npz")
+    lists = golden("sysu_lists.json")
+    names = ("query_all", "gallery_all_single_first_call")
+    paths = np.concatenate([lists[name]["paths"] for name in names])
+    cameras = np.concatenate([lists[name]["cams"] for name in names])
+    order = np.random.default_rng(0).permutation(len(paths))  # modalities mixed
+    thermal = np.isin(cameras, (3, 6))[order]
+    zeros = np.zeros(len(paths), int)
+    split = Split([str(golden_tree / path) for path in paths[order]], zeros, zeros, thermal)
+    images = np.empty((len(paths), 3, 288, 144), np.float32)
+    random_state = torch.get_rng_state()
+    for modality, indices, batch in ImageBatches(split, (288, 144), 4, workers, CPU):
+        assert (thermal[indices] == (modality == "thermal")).all()
+        images[order[indices]] = batch
+    assert torch.equal(torch.get_rng_state(), random_state)
+    means = np.concatenate([g[f"testdata_{name}_mean"] for name in names])
+    corners = np.concatenate([g[f"testdata_{name}_corner4"] for name in names])
+    np.testing.assert_allclose(images.mean((2, 3)), means, atol=0.01)
+    np.testing.assert_allclose(images[:, :, :4, :4], corners, atol=2 / 255 / 0.22)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("L", "a.bmp"), ("P", "b.png"), ("RGBA", "c.png"), ("CMYK", "d.jpg")]
+)
+def test_images_of_any_mode_are_read_as_rgb(tmp_path, mode, name):
+    Image.new(mode, (20, 40)).save(tmp_path / name)
+    assert data_loader.read_image(str(tmp_path / name), (96, 32)).shape == (96, 32, 3)
+
+
+def test_training_transform_equals_torchvisions():
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 3), dtype=np.uint8)
+    flip = torch.tensor([True, False, True, False, False])
+    ours = to_input(torch.from_numpy(images), (12, 8), flip)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    tensors = torch.stack([to_tensor(image) for image in images])
+    expected = normalize(tensors, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(ours[~flip], expected[~flip], rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours[flip], hflip(expected[flip]), rtol=0, atol=1e-6)
+
+
+def test_scaling_equals_pillows_bilinear():
+    """Arrays of another size than --img-h x --img-w are scaled as by the original RectScale."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 24, 3), dtype=np.uint8)
+    normalised = to_input(torch.from_numpy(images), (20, 10)).permute(0, 2, 3, 1)
+    ours = (normalised * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)) * 255
+    expected = []
+    for image in images:
+        scaled = Image.fromarray(image).resize((10, 20), Image.Resampling.BILINEAR)
+        expected.append(np.asarray(scaled))
+    np.testing.assert_allclose(ours.numpy(), np.stack(expected), atol=1.01)
+
+
+# ---- sampler and batches ------------------------------------------------------------------------
+
+
+def random_labels(rng: np.random.Generator, persons: int, least: int, most: int) -> np.ndarray:
+    """Labels in random order, from ``least`` to ``most`` - 1 of each person."""
+    return rng.permutation(np.arange(persons).repeat(rng.integers(least, most, persons)))
+
+
+def check_half(labels: np.ndarray, indices: np.ndarray, batch_size: int, per_img: int) -> None:
+    """In one modality persons are contiguous, distinct, and without repeated images."""
+    for batch in indices.reshape(len(indices), -1, per_img):  # (persons, per_img)
+        persons = labels[batch]
+        assert (persons == persons[:, :1]).all()
+        assert len(set(persons[:, 0])) == batch_size // per_img
+        for images in batch:
+            n_images = (labels == labels[images[0]]).sum()
+            assert len(set(images)) == per_img or n_images < per_img
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "per_img", "persons", "least"), [(32, 8, 20, 8), (8, 2, 5, 2), (12, 4, 5, 1)]
+)
+def test_sampler_properties(batch_size, per_img, persons, least, caplog):
+    rng = np.random.default_rng(batch_size)
+    visible = random_labels(rng, persons, least, 31)
+    thermal = random_labels(rng, persons, least, 13)
+    thermal = thermal[thermal > 0]  # person 0 was seen in one modality only, and is never drawn
+    sampler = IdentitySampler(visible, thermal, batch_size, per_img, seed=5)
+    steps = max(len(visible), len(thermal)) // batch_size + 1
+    for epoch in (0, 1):
+        visible_plan, thermal_plan = sampler.epoch(epoch)
+        assert visible_plan.shape == thermal_plan.shape == (steps, batch_size)
+        # Row by row the same person.
+        np.testing.assert_array_equal(visible[visible_plan], thermal[thermal_plan])
+        check_half(visible, visible_plan, batch_size, per_img)
+        check_half(thermal, thermal_plan, batch_size, per_img)
+    # Seed and epoch decide, and nothing else.
+    plan, _ = sampler.epoch(0)
+    np.testing.assert_array_equal(plan, sampler.epoch(0)[0])
+    assert (plan != sampler.epoch(1)[0]).any()
+    other_seed = IdentitySampler(visible, thermal, batch_size, per_img, seed=6)
+    assert (plan != other_seed.epoch(0)[0]).any()
+    assert ("theirs are repeated" in caplog.text) == (least < per_img)
+
+
+def noise_set() -> TrainingSet:
+    """24 images of 8 x 6 pixels in each modality, of four persons."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 6)
+    visible = rng.integers(0, 256, (24, 8, 6, 3), dtype=np.uint8)
+    thermal = rng.integers(0, 256, (24, 8, 6, 3), dtype=np.uint8)
+    return TrainingSet(visible, thermal, labels, labels)
+
+
+def noise_sampler(data: TrainingSet) -> IdentitySampler:
+    return IdentitySampler(data.visible_labels, data.thermal_labels, 8, 2, seed=1)
+
+
+def test_training_batches_follow_the_plan():
+    """Each image is the one of the plan, or its mirror image; about half are mirrored."""
+    data = noise_set()
+    sampler = noise_sampler(data)
+    batches = list(TrainBatches(data, sampler, (8, 6), CPU).epoch(2))
+    visible_plan, thermal_plan = sampler.epoch(2)
+    assert len(batches) == len(visible_plan) == 4
+    n_mirrored = 0
+    for step, (visible, thermal, visible_labels, thermal_labels) in enumerate(batches):
+        halves = (
+            (data.visible, data.visible_labels, visible_plan[step], visible, visible_labels),
+            (data.thermal, data.thermal_labels, thermal_plan[step], thermal, thermal_labels),
+        )
+        for images, labels, indices, batch, batch_labels in halves:
+            np.testing.assert_array_equal(batch_labels, labels[indices])
+            plain = to_input(torch.from_numpy(images[indices]), (8, 6))
+            is_plain = (batch == plain).flatten(1).all(1)
+            is_mirrored = (batch == plain.flip(3)).flatten(1).all(1)
+            assert (is_plain | is_mirrored).all()
+            n_mirrored += int(is_mirrored.sum())
+    assert 0.25 < n_mirrored / (4 * 2 * 8) < 0.75
+
+
+def test_batches_are_the_same_from_host_and_device():
+    data = noise_set()
+    sampler = noise_sampler(data)
+    on_host = TrainBatches(data, sampler, (8, 6), CPU, "host")
+    on_device = TrainBatches(data, sampler, (8, 6), CPU, "device")
+    for first, second in zip(on_host.epoch(2), on_device.epoch(2), strict=True):
+        assert first[0].is_contiguous(memory_format=torch.channels_last)
+        for tensor, other in zip(first, second, strict=True):
+            assert torch.equal(tensor, other)
+
+
+def test_ranks_together_have_the_whole_batch():
+    data = noise_set()
+    sampler = noise_sampler(data)
+    whole = TrainBatches(data, sampler, (8, 6), CPU).epoch(3)
+    first = TrainBatches(data, sampler, (8, 6), CPU, rank=0, world_size=2).epoch(3)
+    second = TrainBatches(data, sampler, (8, 6), CPU, rank=1, world_size=2).epoch(3)
+    for batch, rank_0, rank_1 in zip(whole, first, second, strict=True):
+        for tensor, rows_0, rows_1 in zip(batch, rank_0, rank_1, strict=True):
+            assert torch.equal(tensor, torch.cat([rows_0, rows_1]))
+        # A person's images are on one rank.
+        assert not set(rank_0[2].tolist()) & set(rank_1[2].tolist())

@@ -1,0 +1,487 @@
+"""Figures show what they say: what is drawn is compared with what went in."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import RUN, result
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from data_loader import read_image, to_input
+from data_manager import DATASETS, Split, sysu_test
+from eval_metrics import eval_sysu
+from model import load_network
+from tools import figures
+from tools.results_files import Features, label_files, read_metrics, read_results
+from utils import InputError, load_checkpoint
+
+SYSU = DATASETS["sysu"]
+REGDB = DATASETS["regdb"]
+OWN_CENTERS = "same person's centers, distance\n(fc, tested trial)"
+OTHER_CENTERS = "two persons' centers, distance\n(fc, tested trial)"
+
+
+def synthetic_features(
+    n_persons: int, per_camera: int, gap: float = 0.0, cameras: tuple = (1, 2, 3, 4, 5, 6)
+) -> Features:
+    """Features around a center for each person; the infrared ones are ``gap`` away from it."""
+    rng = np.random.default_rng(0)
+    pids = np.repeat(np.arange(1, n_persons + 1), per_camera * len(cameras))
+    camids = np.tile(np.repeat(cameras, per_camera), n_persons)
+    thermal = np.isin(camids, (3, 6))
+    centers = rng.normal(size=(n_persons, 16))
+    values = centers[pids - 1] + 0.05 * rng.normal(size=(len(pids), 16))
+    values[thermal, 0] += gap
+    paths = [f"{i:04d}.jpg" for i in range(len(pids))]
+    images = Split(paths, pids, camids, thermal)
+    return Features(images, values, "fc", {"checkpoint": "m/net_last.t"}, SYSU)
+
+
+def words_of(figure: Figure) -> str:
+    """All words in a figure, with single spaces between them."""
+    figure.canvas.draw()
+    texts = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    text = " ".join(artist.get_text() for artist in texts)
+    return " ".join(text.split())
+
+
+# ---- reading files ------------------------------------------------------------------------------
+
+
+def write_metrics(folder, *epochs: dict):
+    lines = [json.dumps(epoch) + "\n" for epoch in epochs]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return str(folder)
+
+
+def test_a_metric_that_was_not_finite_is_left_out(tmp_path):
+    first = {"epoch": 0, "lr": 0.1, "CE": 2.5}
+    second = {"epoch": 1, "lr": 0.1, "CE": None}
+    path = write_metrics(tmp_path, first, second)
+    assert read_metrics(path) == [first, {"epoch": 1, "lr": 0.1}]
+    assert read_metrics(f"{path}/metrics.jsonl") == read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON\n", '{"lr": 0.1}\n', '{"epoch": null}\n', '{"epoch": 1, "CE": "a"}\n', "[1]\n"],
+)
+def test_other_files_than_metrics_are_errors(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.jsonl.*run"):
+        read_metrics(str(tmp_path))
+
+
+def test_a_missing_file_of_metrics_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl not found.*log/<run>"):
+        read_metrics(str(tmp_path))
+
+
+def remove_a_row(content: dict) -> None:
+    del content["results"][-1]
+
+
+def shorten_a_cmc(content: dict) -> None:
+    content["results"][0]["trials"][0]["cmc"].pop()
+
+
+def remove_the_trials(content: dict) -> None:
+    content["results"][0]["trials"].clear()
+
+
+def remove_a_measure(content: dict) -> None:
+    del content["results"][0]["mean"]["mAP"]
+
+
+def turn_a_count_into_a_word(content: dict) -> None:
+    content["counts"]["v2t"]["queries"] = "three"
+
+
+def name_another_dataset(content: dict) -> None:
+    content["flags"]["dataset"] = "market"
+
+
+def turn_networks_into_words(content: dict) -> None:
+    content["networks"] = ["net.t"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_a_row,
+        shorten_a_cmc,
+        remove_the_trials,
+        remove_a_measure,
+        turn_a_count_into_a_word,
+        name_another_dataset,
+        turn_networks_into_words,
+    ],
+)
+def test_results_with_a_malformed_entry_are_errors(tmp_path, damage):
+    path = tmp_path / "r.json"
+    content = json.loads(result())
+    path.write_text(json.dumps(content))
+    assert read_results(str(path)).counts["v2t"].queries == 3
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"r\.json is not a JSON file that test\.py"):
+        read_results(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"results": []}'])
+def test_other_files_than_results_are_errors(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InputError, match=r"r\.json is not a JSON file that test\.py"):
+        read_results(str(tmp_path / "r.json"))
+
+
+def test_files_are_labelled_by_their_name_or_by_what_stands_in_front(tmp_path):
+    path = tmp_path / "w_hc=0.5.json"  # its "=" does not end a label
+    path.touch()
+    words = [str(path), "a label=some.json", "w=1=other.npz", "log/run/"]
+    assert label_files(words) == {
+        "w_hc=0.5": str(path),
+        "a label": "some.json",
+        "w=1": "other.npz",
+        "run": "log/run/",
+    }
+    with pytest.raises(InputError, match="LABEL=FILE"):
+        label_files(["a/net.npz", "b/net.npz"])
+
+
+# ---- curves -------------------------------------------------------------------------------------
+
+
+def test_curves_are_the_metrics_of_a_run(sysu_run):
+    long = read_metrics(str(sysu_run["logs"] / RUN))
+    for epoch in long:
+        epoch["Triplet"] = 3.0
+    short = [{**epoch, "CE": 2 * epoch["CE"]} for epoch in long[:2]]
+    figure = figures.curves({"long": long, "short": short}, "RegDB")
+    axes = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert list(axes) == [
+        "CE, per stripe",
+        "HC, per stripe",
+        "Triplet, per stripe",  # a new term of the loss is drawn by its name
+        "accuracy in training, %",
+        "learning rate",
+        "rank-1 of fc, %",
+        "mAP of fc, %",
+        OWN_CENTERS,
+        OTHER_CENTERS,
+    ]
+    for title, name, scale in (
+        ("CE, per stripe", "CE", 1),
+        ("rank-1 of fc, %", "fc_rank1", 100),
+        (OWN_CENTERS, "fc_trial_own_center_distance", 1),
+    ):
+        for line, run in zip(axes[title].lines, (long, short), strict=True):
+            points = [(epoch["epoch"], scale * epoch[name]) for epoch in run if name in epoch]
+            expected = np.array(points).reshape(-1, 2)
+            np.testing.assert_allclose(np.reshape(line.get_xydata(), (-1, 2)), expected)
+    assert "Training (RegDB)" in words_of(figure)
+
+
+def test_curves_leave_out_what_was_not_recorded(tmp_path):
+    untested = [{"epoch": 0, "lr": 0.1, "CE": 2.0}, {"epoch": 1, "lr": 0.1}]
+    words = words_of(figures.curves({"untested": untested}))
+    assert "CE, per stripe" in words
+    assert "mAP" not in words
+    assert "accuracy" not in words
+    assert "Training" in words
+    with pytest.raises(InputError, match="empty run"):
+        figures.curves({"empty run": [{"epoch": 0}]})
+
+
+def test_curves_begin_at_zero_unless_a_value_is_negative():
+    epochs = [{"epoch": i, "CE": 2.0 + i, "Zero": 0.0, "Margin": -1.0 - i} for i in range(3)]
+    figure = figures.curves({"a run": epochs})
+    limits = {axis.get_title().split(",")[0]: axis.get_ylim() for axis in figure.axes}
+    assert limits["CE"] == pytest.approx((0, 1.05 * 4))
+    assert limits["Zero"] == (0, 1)
+    low, high = limits["Margin"]
+    assert low <= -3
+    assert high >= -1
+
+
+# ---- cmc ----------------------------------------------------------------------------------------
+
+
+def test_cmc_curves_are_means_over_trials_with_their_deviation(tmp_path):
+    trials = np.sort(np.random.default_rng(0).random((10, 20)), axis=1)
+    content = json.loads(result(networks=[{"synthetic": True}]))
+    for row in content["results"]:
+        curves = trials if row["feature"] == "fc" else trials / 2
+        row["trials"] = [{"cmc": curve.tolist()} for curve in curves]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    figure = figures.cmc({"ours": read_results(str(tmp_path / "a.json"))})
+    axis = figure.axes[0]
+    chance, ours = axis.lines
+    mean = 100 * trials.mean(axis=0)
+    std = 100 * trials.std(axis=0)
+    np.testing.assert_allclose(ours.get_ydata(), mean)
+    np.testing.assert_allclose(chance.get_ydata(), mean / 2)
+    band = axis.collections[1].get_paths()[0].get_extents()
+    assert band.y1 == pytest.approx((mean + std).max())
+    assert band.y0 == pytest.approx((mean - std).min())
+    words = words_of(figure)
+    assert f"{mean[0]:.1f}%" in words
+    assert "v2t: 3 queries, 3 gallery images" in words
+    assert "synthetic, RegDB layout" in words
+
+
+# ---- embedding and distances --------------------------------------------------------------------
+
+
+def test_embedding_joins_the_two_centers_of_a_person():
+    gaps = {"near": 0.1, "far": 3.0}
+    panels = {label: synthetic_features(5, 4, gap) for label, gap in gaps.items()}
+    figure = figures.embedding(panels, persons=3, method="pca")
+    for axis, gap in zip(figure.axes, gaps.values(), strict=True):
+        note = axis.get_title().split("same person ")[1]
+        assert float(note.split(",")[0]) == pytest.approx(gap, abs=0.05)
+        assert "net_last.t" in axis.get_xlabel()
+        assert len(axis.lines) == 3
+        marks = [collection.get_offsets() for collection in axis.collections]
+        # For each person: images of four visible and of two infrared cameras, then the centers.
+        assert [len(points) for points in marks] == [4 * 4, 2 * 4, 1, 1] * 3
+        for person, line in enumerate(axis.lines):
+            visible, thermal, visible_center, thermal_center = marks[4 * person : 4 * person + 4]
+            # PCA is linear: the center of the points is the point of the center.
+            np.testing.assert_allclose(visible.mean(axis=0), visible_center[0], atol=1e-6)
+            np.testing.assert_allclose(thermal.mean(axis=0), thermal_center[0], atol=1e-6)
+            ends = np.concatenate([visible_center, thermal_center])
+            np.testing.assert_allclose(line.get_xydata(), ends)
+    first, second = figure.axes
+    assert [text.get_text() for text in first.texts] == [text.get_text() for text in second.texts]
+
+
+def test_few_or_many_persons_and_long_labels_can_be_drawn():
+    many = synthetic_features(500, 1, cameras=(1, 6))
+    one = synthetic_features(1, 1, cameras=(1, 3))
+    assert words_of(figures.distances({"a": many, "b" * 300: many}))
+    for method in ("tsne", "pca"):
+        assert words_of(figures.embedding({"$a_{" * 80: many, "one": one}, method=method))
+
+
+@pytest.mark.parametrize("draw", [figures.embedding, figures.distances])
+def test_a_single_modality_is_an_error(draw):
+    with pytest.raises(InputError, match="both modalities"):
+        draw({"a": synthetic_features(3, 2, cameras=(3, 6))})
+
+
+def test_features_of_one_dimension_cannot_be_embedded():
+    features = synthetic_features(3, 2)
+    narrow = dataclasses.replace(features, values=features.values[:, :1])
+    with pytest.raises(InputError, match="single dimension"):
+        figures.embedding({"a": narrow})
+
+
+def test_distances_are_those_of_brute_force():
+    features = synthetic_features(6, 3, gap=1.0)
+    values = features.values / np.linalg.norm(features.values, axis=1, keepdims=True)
+    pids = features.images.pids
+    same = []
+    other = []
+    for i in np.flatnonzero(features.images.thermal):
+        for j in np.flatnonzero(~features.images.thermal):
+            distances = same if pids[i] == pids[j] else other
+            distances.append(1 - values[i] @ values[j])
+    deviation = np.sqrt((np.var(same) + np.var(other)) / 2)
+    separation = (np.mean(other) - np.mean(same)) / deviation
+
+    (axis,) = figures.distances({"a": features}).axes
+    assert f"d' = {separation:.2f}" in axis.get_title()
+    # Each histogram is drawn as an area, then as a line.
+    for area, distances in zip(axis.patches[::2], (other, same), strict=True):
+        density, edges, _ = area.get_data()
+        distances = np.clip(distances, edges[0], edges[-1])  # their rounding differs
+        np.testing.assert_allclose(density, np.histogram(distances, edges, density=True)[0])
+
+
+# ---- ranked lists -------------------------------------------------------------------------------
+
+
+def test_ranked_lists_frame_matches_and_leave_out_junk(sysu_tree):
+    images = sysu_test(str(sysu_tree))
+    values = np.random.default_rng(0).normal(size=(len(images), 8))
+    features = Features(images, values, "fc", {"checkpoint": "net.t"}, SYSU)
+    trial = features.first_trial({"gall_mode": "multi"})
+    figure = figures.ranked(features, trial, str(sysu_tree), rows=3)
+    precisions = {"best": [], "random": [], "worst": []}
+    for row in np.array(figure.axes).reshape(-1, 11):
+        kind, precision = check_row_of_ranked(row, features, trial)
+        precisions[kind].append(precision)
+    # The best and the worst query of both test persons, and three queries at random.
+    assert [len(rows) for rows in precisions.values()] == [2, 3, 2]
+    assert max(precisions["best"]) >= max(precisions["random"])
+    assert min(precisions["worst"]) <= min(precisions["random"])
+    words = words_of(figure)
+    assert "all-search multi-shot, trial 0 (synthetic, SYSU-MM01 layout)" in words
+
+
+def check_row_of_ranked(row, features, trial) -> tuple[str, float]:
+    """Compare a query and its images with `eval_sysu`; returns its kind and average precision."""
+    images = features.images
+    values = features.values
+    kind, precision, first_match, query_words = row[0].get_title().split("\n")
+    _, pid, _, cam = query_words.split()
+    pid = int(pid)
+    cam = int(cam)
+    pixels = row[0].images[0].get_array()
+    (q,) = [
+        index
+        for index in trial.query
+        if np.array_equal(pixels, read_image(images.paths[index], figures.IMAGE_SIZE))
+    ]
+    assert (pid, cam) == (images.pids[q], images.camids[q])
+
+    gallery = images.take(trial.gallery)
+    gallery_values = values[trial.gallery]
+    distances = -(gallery_values @ values[q]) / np.linalg.norm(gallery_values, axis=1)
+    scores = eval_sysu(
+        distances[None], np.array([pid]), gallery.pids, np.array([cam]), gallery.camids
+    )
+    junk = (cam == 3) & (gallery.camids == 2)
+    order = np.argsort(distances, kind="stable")
+    order = order[~junk[order]]
+    rank = np.flatnonzero(gallery.pids[order] == pid)[0] + 1
+    assert precision == f"AP {scores.mAP:.0%}"
+    assert first_match == f"1st match {rank}"
+    expected_label = f"gallery images\nnot counted: {junk.sum()}" if junk.any() else ""
+    assert row[0].get_xlabel() == expected_label
+
+    drawn = [axis for axis in row[1:] if axis.images]
+    assert len(drawn) == min(10, len(order))
+    for position, (axis, g) in enumerate(zip(drawn, order, strict=False)):
+        is_match = gallery.pids[g] == pid
+        mark = "✓" if is_match else "✗"
+        caption = f"{position + 1} {mark}\nid {gallery.pids[g]}\ncam {gallery.camids[g]}"
+        assert axis.get_title() == caption
+        colour = figures.MATCH_COLOUR if is_match else figures.MISMATCH_COLOUR
+        assert to_hex(axis.spines["top"].get_edgecolor()) == colour.lower()
+        expected_pixels = read_image(gallery.paths[g], figures.IMAGE_SIZE)
+        assert np.array_equal(axis.images[0].get_array(), expected_pixels)
+    return kind, scores.mAP
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+def load_run(sysu_run):
+    """The trained network of the run, and the path of its checkpoint."""
+    path = str(sysu_run["models"] / f"{RUN}_last.t")
+    return load_network(load_checkpoint(path), path).eval(), path
+
+
+def test_stripe_parts_are_those_of_brute_force(sysu_run):
+    net, _ = load_run(sysu_run)
+    image = read_image(sysu_test(str(sysu_run["data"])).paths[0], (96, 64))
+    parts, tops = figures.stripe_parts(net, "visible", image)
+    assert parts.shape == (6, 4)
+    assert tops == [i / 6 for i in range(6)]
+    with torch.no_grad():
+        (maps,) = net.feature_maps(visible=to_input(torch.tensor(image[None]), (96, 64)))
+    for row in range(6):  # each is a stripe
+        feature = maps[:, row].mean(dim=1)
+        products = [float(maps[:, row, column] @ feature) for column in range(4)]
+        least = min(products)
+        most = max(products)
+        expected = [(product - least) / (most - least) for product in products]
+        np.testing.assert_allclose(parts[row], expected, atol=1e-4)
+    parts_of_other_backbone, _ = figures.stripe_parts(net, "thermal", image)
+    assert not np.array_equal(parts, parts_of_other_backbone)
+
+
+def test_attention_shows_images_of_both_modalities_with_maps(sysu_run):
+    _, path = load_run(sysu_run)
+    figure = figures.attention(path, SYSU, str(sysu_run["data"]), persons=2)
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) == 2 * 2 * 2  # two persons, two modalities, an image and its map
+    for plain, overlay in zip(drawn[::2], drawn[1::2], strict=True):
+        assert len(plain.images) == 1
+        assert len(overlay.images) == 2
+        assert len(overlay.lines) == 5  # the borders of six stripes
+    words = words_of(figure)
+    assert "Where the 6 stripes look (synthetic, SYSU-MM01 layout)" in words
+    assert "infrared" in words
+
+
+# ---- samples ------------------------------------------------------------------------------------
+
+
+def read_rows_of_samples(dataset, tree, columns: list[str]) -> np.ndarray:
+    """The (persons, columns) axes, after a check of the titles and of the number of rows."""
+    figure = figures.samples(dataset, str(tree), persons=20)
+    axes = np.array(figure.axes).reshape(-1, len(columns))
+    assert [axis.get_title(loc="left") for axis in axes[0]] == columns
+    assert len(axes) == len(np.unique(dataset.test(str(tree), 1).pids))
+    return axes
+
+
+def test_samples_are_grey_where_a_camera_has_not_seen_a_person(sysu_tree):
+    columns = []
+    for cam in range(1, 7):
+        modality = "infrared" if cam in (3, 6) else "visible"
+        columns.append(f"cam{cam}\n{modality}")
+    for row in read_rows_of_samples(SYSU, sysu_tree, columns):
+        pid = int(row[0].get_ylabel())
+        for cam, axis in enumerate(row, start=1):
+            was_seen = (sysu_tree / f"cam{cam}" / f"{pid:04d}").exists()
+            is_grey = axis.images[0].get_array().std() == 0
+            assert is_grey != was_seen
+
+
+def test_samples_have_a_column_for_each_modality_of_a_camera(regdb_tree):
+    def test_images_of_one_camera(root: str, trial: int | None) -> Split:
+        images = REGDB.test(root, trial)
+        return dataclasses.replace(images, camids=np.ones_like(images.camids))
+
+    dataset = dataclasses.replace(REGDB, test=test_images_of_one_camera)
+    columns = ["cam1\nvisible", "cam1\ninfrared"]
+    for row in read_rows_of_samples(dataset, regdb_tree, columns):
+        assert all(axis.images[0].get_array().std() > 0 for axis in row)
+
+
+def test_too_large_a_figure_is_an_error():
+    with pytest.raises(InputError, match="500 x 6 images"):
+        figures.new_figure(500, 6, (0.95, 1.9), "Test persons")
+
+
+# ---- command line -------------------------------------------------------------------------------
+
+
+def test_every_command_writes_its_figure(sysu_run, call, tmp_path):
+    results = tmp_path / "r.json"
+    results.write_text(result())
+    features = tmp_path / "f.npz"
+    tree = sysu_run["data"]
+    net = sysu_run["models"] / f"{RUN}_last.t"
+    flags = ["--data-path", tree, "--resume", net, "--log-path", tmp_path]
+    call("test.py", *flags, "--save-features", features)
+    commands = {
+        "curves.png": [sysu_run["logs"] / RUN],
+        "cmc.jpg": [f"a={results}"],
+        "embedding.png": [features, f"again={features}", "--persons", 2, "--method", "pca"],
+        "distances.png": [features],
+        "ranked.png": [features, "--data-path", tree, "--rows", 1],
+        "attention.png": [net, "--data_path", tree, "--persons", 1],
+        "samples.png": ["--data_path", tree, "--persons", 3, "--per_camera", 2],
+    }
+    for name, flags in commands.items():
+        out = tmp_path / "figures" / name
+        assert str(out) in call("-m tools.visualize", out.stem, *flags, "--out", out)
+        with Image.open(out) as image:
+            assert min(image.size) > 300
+            assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_an_unknown_format_is_an_error(bad, sysu_run, tmp_path):
+    run = sysu_run["logs"] / RUN
+    message = bad("-m tools.visualize", "curves", run, "--out", tmp_path / "curves.gif")
+    assert "curves.gif" in message
+    assert ".png" in message

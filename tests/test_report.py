@@ -1,0 +1,174 @@
+"""The page of tools.report: what it holds, and how a browser shows it."""
+
+import functools
+import html
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import RUN, result, run_here
+
+from eval_metrics import MEASURES
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((shutil.which(name) for name in BROWSERS if shutil.which(name)), None)
+BROWSER_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--dump-dom",
+)
+# Measures the page in a frame of some width: how wide its images and its content are.
+FRAME = """<!DOCTYPE html><iframe width="{width}" height="800" src="report.html" onload="
+  const page = this.contentDocument, images = [...page.images].map(image => image.naturalWidth);
+  document.title = JSON.stringify([images, page.documentElement.scrollWidth]);"></iframe>"""
+
+
+@pytest.fixture(scope="module")
+def page(sysu_run, tmp_path_factory) -> Path:
+    """A folder with report.html of two results and a run.
+
+    The first result has its features, its run and its checkpoint, the second lacks the features.
+    """
+    out = tmp_path_factory.mktemp("page")
+    logs = sysu_run["logs"]
+    inputs = []
+    for name, more_flags in (("best", ["--save-features", out / "f.npz"]), ("last", [])):
+        net = sysu_run["models"] / f"{RUN}_{name}.t"
+        flags = ["--data-path", sysu_run["data"], "--resume", net, "--log-path", logs]
+        run_here("test.py", *flags, *more_flags)
+        inputs.append(f"<{name}>={logs / f'test_{RUN}_{name}_all-single.json'}")
+    inputs.append(f"a run={logs / RUN}")
+    run_here("-m tools.report", *inputs, "--out", out / "report.html")
+    return out
+
+
+def headings_of(content: str) -> list[str]:
+    return [html.unescape(heading) for heading in re.findall("<h2>(.*)</h2>", content)]
+
+
+def test_page_stands_alone(page):
+    content = (page / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:)|url\(|@import|<script", content)
+    assert len(content) < 5 * 2**20
+
+
+def test_page_holds_all_figures(page):
+    content = (page / "report.html").read_text()
+    assert headings_of(content) == [
+        "Results",
+        "CMC",
+        "Training",
+        "Embedding",
+        "Distances",
+        "Ranked: <best>",
+        "Stripes: <best>",
+        "Stripes: <last>",
+    ]
+    assert "<best>" not in content
+    assert content.count("image/png") == 4
+    assert content.count("image/jpeg") == 3
+
+
+def test_page_holds_the_scores(page, sysu_run):
+    content = (page / "report.html").read_text()
+    file = sysu_run["logs"] / f"test_{RUN}_last_all-single.json"
+    for row in json.loads(file.read_text())["results"]:
+        if row["feature"] == "fc":
+            mean = row["mean"]
+            std = row["std"]
+    cells = [f"<td>{100 * mean[name]:.2f} ± {100 * std[name]:.2f}</td>" for name in MEASURES]
+    assert f"<tr><th>&lt;last&gt;</th>{''.join(cells)}</tr>" in content
+    assert content.count("<td>") == 3 * len(MEASURES)  # chance and two results
+    assert "fc features (synthetic, SYSU-MM01 layout)" in content
+
+
+def test_a_result_alone_gives_table_and_cmc(call, tmp_path):
+    """Without features, checkpoint or data there are the table, also on the screen, and the CMC."""
+    flags = {"dataset": "regdb", "data_path": None}
+    text = result(networks=[{"checkpoint": "gone.t"}], flags=flags, options=["flip"])
+    (tmp_path / "r.json").write_text(text)
+    out = tmp_path / "new" / "r.html"
+    screen = call("-m tools.report", tmp_path / "r.json", "--out", out)
+    content = out.read_text()
+    assert headings_of(content) == ["Results", "CMC"]
+    assert screen.count("50.00 ± 50.00") == 2 * len(MEASURES)
+    assert str(out) in screen
+    for words in ("r: gone.t; options: flip", "3 queries (0 without a match, not counted)"):
+        assert words in screen
+        assert words in content
+
+
+def test_a_single_trial_has_no_deviation(call, tmp_path):
+    content = json.loads(result())
+    for row in content["results"]:
+        del row["trials"][1]
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    screen = call("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    assert screen.count("50.00") == 2 * len(MEASURES)
+    assert "50.00 ±" not in screen
+
+
+def test_a_run_alone_gives_its_curves(call, sysu_run, tmp_path):
+    out = tmp_path / "r.html"
+    call("-m tools.report", f"a & b={sysu_run['logs'] / RUN}", "--out", out)
+    content = out.read_text()
+    assert headings_of(content) == ["Training"]
+    assert "<title>Hetero-Center loss: a &amp; b</title>" in content
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flags": {"dataset": "sysu"}},
+        {"counts": {"v2t": {**json.loads(result())["counts"]["v2t"], "queries": 4}}},
+    ],
+)
+def test_results_of_other_images_are_not_compared(bad, tmp_path, changes):
+    (tmp_path / "a.json").write_text(result())
+    (tmp_path / "b.json").write_text(result(**changes))
+    out = tmp_path / "r.html"
+    message = bad("-m tools.report", tmp_path / "a.json", tmp_path / "b.json", "--out", out)
+    assert "b and a are of other protocols or images" in message
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
+
+
+def dump_in_browser(folder: Path, name: str, profile: Path) -> subprocess.CompletedProcess:
+    """stdout: the document after its scripts have run; stderr: the messages of the browser."""
+    handler = functools.partial(SilentHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        command = [BROWSER, *BROWSER_FLAGS, f"--user-data-dir={profile}", url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    return done
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_fits_a_phone_and_a_desk(page, tmp_path, width):
+    """No errors, images load, and the page as a whole does not scroll sideways."""
+    (page / "frame.html").write_text(FRAME.format(width=width))
+    done = dump_in_browser(page, "frame.html", tmp_path)
+    assert ":CONSOLE" not in done.stderr
+    title = re.search("<title>(.*)</title>", done.stdout)[1]
+    image_widths, page_width = json.loads(title)
+    assert len(image_widths) == 7
+    assert min(image_widths) > 500
+    assert page_width <= width

@@ -1,0 +1,709 @@
+"""Figures of data, of training and of what a network has learned.
+
+A section for each: curves, cmc, embedding, distances, ranked, attention and samples. The function
+of that name returns a matplotlib figure, which its caller saves, as tools.visualize does.
+"""
+
+import math
+import os
+import textwrap
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, MaxNLocator
+from PIL import Image
+
+import utils
+from data_loader import read_image, to_input
+from data_manager import Dataset, EvalTrial, Split
+from eval_metrics import FEATURE_KINDS, Distances, modality_centers, rank_queries
+from model import EmbedNet, load_network, stripe_window
+from tools.results_files import Features, ProtocolScores, SavedResults, name_of_tree
+from utils import InputError
+
+# Okabe and Ito's colours, which colour-blind people can tell apart. Their yellow is left out: it is
+# too light for lines.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LINE_STYLES = ["-", "--", "-.", ":"]
+MATCH_COLOUR = "#009E73"
+MISMATCH_COLOUR = "#C62D1F"
+STYLE = matplotlib.rc_context(  # a decorator: a function draws in this style
+    {
+        "font.size": 13,
+        "axes.titlesize": 13,
+        "legend.fontsize": 12,
+        "figure.titlesize": 15,
+        "text.parse_math": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.prop_cycle": matplotlib.cycler(color=COLOURS * 4)
+        + matplotlib.cycler(linestyle=LINE_STYLES * 7),
+    }
+)
+IMAGE_SIZE = (160, 72)  # height and width at which persons are shown
+N_RANKED = 10  # gallery images that are shown for a query
+MAX_PIXELS = 2**16  # the height and width of an image must be below it, says matplotlib
+N_BINS = 80  # of the histograms of distances
+PROJECTIONS = {"tsne": "t-SNE", "pca": "PCA"}
+
+
+# ---- what the figures share ---------------------------------------------------------------------
+
+
+def wrap(text: str, width: int = 90) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)
+
+
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], title: str, sharex: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its (rows, columns) axes, each of this width and height in inches.
+
+    Raises:
+        InputError: it would be too large.
+    """
+    width, height = size
+    figure = Figure((max(columns * width, 6), rows * height + 0.8), layout="constrained")
+    if max(figure.get_size_inches()) * figure.dpi >= MAX_PIXELS:
+        raise InputError(f"{rows} x {columns} images are too many for a figure: show fewer")
+    figure.suptitle(wrap(title, int(figure.get_figwidth() * 7)))
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex)
+
+
+def add_legend(figure: Figure, axes: np.ndarray) -> None:
+    """Put the labels of the first axes, which hold for all, below the figure. Hide empty axes."""
+    for axis in axes.flat:
+        axis.set_visible(len(axis.lines) > 0)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    labels = [wrap(label, 60) for label in labels]
+    widest = max(len(label) for label in labels)
+    columns_that_fit = int(figure.get_figwidth() * 9) // (widest + 8)
+    columns = max(1, min(columns_that_fit, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def persons_in_both(images: Split) -> np.ndarray:
+    """Ids of the persons who were seen in both modalities, ascending."""
+    return np.intersect1d(images.pids[images.thermal], images.pids[~images.thermal])
+
+
+def choose_persons(pids: np.ndarray, n_persons: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to ``n_persons`` of these person ids, each once, ascending. InputError: there are none."""
+    pids = np.unique(pids)
+    if not len(pids):
+        raise InputError("no person has the images to draw: both modalities are needed")
+    n_chosen = min(n_persons, len(pids))
+    return np.sort(rng.choice(pids, n_chosen, replace=False))
+
+
+def show_image(
+    axis: Axes, path: str | None, caption: str = "", colour: str = "black", width: float = 0
+) -> None:
+    """Draw an image in a frame of this line width; a grey area if ``path`` is None."""
+    if path is None:
+        axis.imshow(np.full((*IMAGE_SIZE, 3), 211, np.uint8))
+    else:
+        axis.imshow(read_image(path, IMAGE_SIZE))
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(caption, fontsize=10.5)
+    axis.spines[:].set(visible=width > 0, color=colour, linewidth=width)
+
+
+# ---- curves: training ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MetricPanel:
+    """What is drawn of one value of metrics.jsonl."""
+
+    name: str
+    title: str
+    scale: float = 1
+
+
+METRIC_PANELS = (  # besides those of the loss terms
+    MetricPanel("accuracy", "accuracy in training, %", scale=100),
+    MetricPanel("lr", "learning rate"),
+    MetricPanel("fc_rank1", "rank-1 of fc, %", scale=100),
+    MetricPanel("fc_mAP", "mAP of fc, %", scale=100),
+    MetricPanel(
+        "fc_trial_own_center_distance", "same person's centers, distance\n(fc, tested trial)"
+    ),
+    MetricPanel(
+        "fc_trial_other_center_distance", "two persons' centers, distance\n(fc, tested trial)"
+    ),
+)
+
+
+@STYLE
+def curves(runs: dict[str, list[dict[str, float]]], data_name: str = "") -> Figure:
+    """Terms of the loss, accuracy, learning rate, rank-1 and mAP of some runs over the epochs.
+
+    Only what the runs recorded is drawn.
+
+    Args:
+        runs: by label, the values of each epoch, see `results_files.read_metrics`.
+        data_name: the name of the data for the title; "" if it is not known.
+    """
+    panels = recorded_panels(runs)
+    if not panels:
+        raise InputError(f"{', '.join(runs)}: no values are recorded but the number of the epoch")
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    title = f"Training ({data_name})" if data_name else "Training"
+    figure, axes = new_figure(rows, columns, (4.2, 3.2), title, sharex=True)
+    for axis, panel in zip(axes.flat, panels, strict=False):  # the last axes may stay empty
+        for label, epochs in runs.items():
+            recorded = [epoch for epoch in epochs if panel.name in epoch]
+            numbers = [epoch["epoch"] for epoch in recorded]
+            values = [panel.scale * epoch[panel.name] for epoch in recorded]
+            axis.plot(numbers, values, label=label, marker=".")
+        axis.set(title=panel.title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axis.tick_params(labelbottom=True)
+        if panel.name == "lr":
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter())
+        elif axis.dataLim.y0 >= 0:
+            top = 1.05 * axis.dataLim.y1
+            axis.set_ylim(0, top or 1)  # all values may be 0
+    add_legend(figure, axes)
+    return figure
+
+
+def recorded_panels(runs: dict[str, list[dict[str, float]]]) -> list[MetricPanel]:
+    """A panel for each loss term that some run recorded, then those of `METRIC_PANELS`."""
+    recorded = {}  # its keys are names, in the order in which they were recorded
+    for epochs in runs.values():
+        for epoch in epochs:
+            recorded.update(epoch)
+    panels = [MetricPanel(name, f"{name}, per stripe") for name in recorded if is_loss_term(name)]
+    panels.extend(panel for panel in METRIC_PANELS if panel.name in recorded)
+    return panels
+
+
+def is_loss_term(name: str) -> bool:
+    """Whether this value of metrics.jsonl is a term of the loss: it is none of the others."""
+    others = ["epoch", "loss", *(panel.name for panel in METRIC_PANELS)]
+    is_of_features = name.partition("_")[0] in FEATURE_KINDS
+    return name not in others and not is_of_features
+
+
+# ---- cmc ----------------------------------------------------------------------------------------
+
+
+@STYLE
+def cmc(results: dict[str, SavedResults], feature: str = "fc") -> Figure:
+    """CMC curves of each protocol: means over the trials, and their deviation as a band.
+
+    Args:
+        results: by label, results that pass `results_files.check_comparable`.
+        feature: the kind of features.
+    """
+    first = next(iter(results.values()))
+    scores_of_labels = {"chance": first.rows["chance"]}
+    for label, result in results.items():
+        scores_of_labels[label] = result.rows[feature]
+    columns = min(2, len(first.counts))
+    rows = math.ceil(len(first.counts) / columns)
+    title = f"CMC of {feature} features, mean ± deviation over the trials ({first.data_name})"
+    figure, axes = new_figure(rows, columns, (6, 4.2), title)
+    for axis, protocol in zip(axes.flat, first.counts, strict=False):  # one axis may stay empty
+        for label, scores in scores_of_labels.items():
+            draw_cmc(axis, label, scores[protocol])
+        counts = first.counts[protocol]
+        n_ranked = counts.queries - counts.without_match
+        axis.set(
+            title=f"{protocol}: {n_ranked} queries, {counts.gallery_images} gallery images",
+            xlabel="rank",
+            ylabel="queries matched, %",
+            xticks=[1, 5, 10, 15, 20],
+            ylim=(0, 102),
+        )
+        rank1 = [f"{line.get_ydata()[0]:.1f}%" for line in axis.lines]
+        axis.legend(axis.lines, rank1, title="rank-1", loc="lower right")
+    add_legend(figure, axes)
+    return figure
+
+
+def draw_cmc(axis: Axes, label: str, scores: ProtocolScores) -> None:
+    """Draw the mean CMC of the trials as a line, and its deviation as a band."""
+    percent = 100 * scores.cmc  # (trials, ranks)
+    mean = percent.mean(axis=0)
+    std = percent.std(axis=0)
+    ranks = np.arange(1, len(mean) + 1)
+    style = {}  # the next one of matplotlib's cycle
+    if label == "chance":
+        style = {"color": "grey", "linestyle": ":"}
+    (line,) = axis.plot(ranks, mean, label=label, marker=".", **style)
+    axis.fill_between(ranks, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+# ---- embedding ----------------------------------------------------------------------------------
+
+
+@STYLE
+def embedding(
+    panels: dict[str, Features], persons: int = 7, method: str = "tsne", seed: int = 0
+) -> Figure:
+    """Features of some persons in the plane, coloured by person and marked by modality.
+
+    A line joins the two centers of a person. All panels show the same persons. Each panel has a
+    projection of its own, whose scale and axes mean nothing.
+
+    Args:
+        panels: by label, features of test images.
+        persons: how many to show.
+        method: a key of `PROJECTIONS`.
+        seed: of the choice of persons and of the projection.
+
+    Raises:
+        InputError: there is no person with images of both modalities in all panels.
+    """
+    first = next(iter(panels.values()))
+    title = f"{PROJECTIONS[method]} of {first.kind} features, some test persons ({first.data_name})"
+    figure, axes = new_figure(1, len(panels), (6, 5.6), title)
+    chosen = choose_persons(common_persons(panels), persons, np.random.default_rng(seed))
+    for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
+        indices = np.flatnonzero(np.isin(features.images.pids, chosen))
+        images = features.images.take(indices)
+        points = project(features.values[indices], method, seed)
+        for i, pid in enumerate(chosen):
+            is_of_person = images.pids == pid
+            visible = points[is_of_person & ~images.thermal]
+            thermal = points[is_of_person & images.thermal]
+            draw_person(axis, str(pid), COLOURS[i % len(COLOURS)], visible, thermal)
+        axis.set_title(f"{wrap(label, 60)}\n{describe_centers(features)}", fontsize=12)
+        axis.set_xlabel(wrap(features.caption, 80), fontsize=8)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(True)
+    add_embedding_legend(figure, columns=3 if len(panels) > 1 else 2)
+    return figure
+
+
+def common_persons(panels: dict[str, Features]) -> np.ndarray:
+    """Ids of the persons who have images of both modalities in all panels."""
+    features, *others = panels.values()
+    pids = persons_in_both(features.images)
+    for features in others:
+        pids = np.intersect1d(pids, persons_in_both(features.images))
+    return pids
+
+
+def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """(n, dim) features -> (n, 2) points, by PCA or t-SNE.
+
+    PCA stands in for t-SNE where there are few points.
+
+    Raises:
+        InputError: the features have a single dimension.
+    """
+    if features.shape[1] < 2:
+        raise InputError("features of a single dimension cannot be drawn in the plane")
+    from sklearn.decomposition import PCA  # slow to import
+    from sklearn.manifold import TSNE
+
+    if method == "tsne" and len(features) > 10:
+        perplexity = min(30, (len(features) - 1) / 3)
+        tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+        return tsne.fit_transform(features)
+    return PCA(2, random_state=seed).fit_transform(features)
+
+
+def draw_person(
+    axis: Axes, name: str, colour: str, visible: np.ndarray, thermal: np.ndarray
+) -> None:
+    """Draw a person's (n, 2) visible and (m, 2) infrared points, the two centers, and a line."""
+    axis.scatter(visible[:, 0], visible[:, 1], s=26, color=colour, alpha=0.7, linewidth=0)
+    axis.scatter(
+        thermal[:, 0],
+        thermal[:, 1],
+        s=26,
+        marker="^",
+        facecolor="none",
+        edgecolor=colour,
+        alpha=0.9,
+    )
+    visible_x, visible_y = visible.mean(axis=0)
+    thermal_x, thermal_y = thermal.mean(axis=0)
+    axis.plot(
+        [visible_x, thermal_x],
+        [visible_y, thermal_y],
+        color="black",
+        linestyle="-",
+        linewidth=2,
+        zorder=3,
+    )
+    axis.scatter(visible_x, visible_y, s=130, color=colour, edgecolor="black", zorder=4)
+    axis.scatter(
+        thermal_x,
+        thermal_y,
+        s=130,
+        marker="^",
+        facecolor="white",
+        edgecolor=colour,
+        linewidth=2.5,
+        zorder=4,
+    )
+    axis.annotate(
+        name,
+        (visible_x, visible_y),
+        (7, 7),
+        textcoords="offset points",
+        fontweight="bold",
+        zorder=5,
+    )
+
+
+def describe_centers(features: Features) -> str:
+    """How far visible centers are from infrared ones, in words."""
+    pids, visible_centers, thermal_centers = modality_centers(features.values, features.images)
+    gaps = np.linalg.norm(visible_centers[:, None] - thermal_centers, axis=2)  # (persons, persons)
+    is_same_person = np.eye(len(pids), dtype=bool)
+    same = gaps[is_same_person].mean()
+    text = f"centers of all {len(pids)} persons, distance: same person {same:.2f}"
+    if len(pids) > 1:
+        text += f", others {gaps[~is_same_person].mean():.2f}"
+    return text
+
+
+def add_embedding_legend(figure: Figure, columns: int) -> None:
+    style = {"linestyle": "none", "color": "grey", "markersize": 8}
+    handles = [
+        Line2D([], [], marker="o", label="visible image", **style),
+        Line2D([], [], marker="^", label="infrared image", markerfacecolor="none", **style),
+        Line2D([], [], color="black", label="joins a person's two centers"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+# ---- distances ----------------------------------------------------------------------------------
+
+
+@STYLE
+def distances(panels: dict[str, Features]) -> Figure:
+    """Histograms of cosine distances between visible and infrared images.
+
+    One histogram is of pairs of the same person, one of pairs of two persons. Their separation is
+    d': the gap between the two means, in units of the mean deviation.
+
+    Args:
+        panels: by label, features of test images.
+
+    Raises:
+        InputError: there are no pairs of the same person, or none of two persons.
+    """
+    first = next(iter(panels.values()))
+    title = (
+        f"Distances between visible and infrared test images, {first.kind} features "
+        f"({first.data_name})"
+    )
+    figure, axes = new_figure(1, len(panels), (6, 4.4), title, sharex=True)
+    for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
+        pairs = pair_distances(features)
+        low = min(pairs.same.min(), pairs.other.min())
+        high = max(pairs.same.max(), pairs.other.max(), low + 1e-3)
+        draw_histogram(axis, "two persons", pairs.other, (low, high), COLOURS[0], hatch="")
+        draw_histogram(axis, "one person", pairs.same, (low, high), COLOURS[1], hatch="///")
+        axis.set(
+            title=f"{wrap(label, 50)}\nseparation d' = {pairs.separation():.2f}",
+            ylabel="density",
+        )
+        axis.set_xlabel(f"1 - cosine\n{wrap(features.caption, 75)}", fontsize=8)
+        axis.legend(title="images of")
+    return figure
+
+
+@dataclass(frozen=True)
+class PairDistances:
+    """1 - cosine of all pairs of an infrared and a visible image."""
+
+    same: np.ndarray  # (n,) pairs of the same person
+    other: np.ndarray  # (m,) pairs of two persons
+
+    def separation(self) -> float:
+        """d', the gap between the means in units of the mean deviation."""
+        deviation = np.sqrt((self.same.var() + self.other.var()) / 2)
+        return (self.other.mean() - self.same.mean()) / max(deviation, 1e-9)
+
+
+def pair_distances(features: Features) -> PairDistances:
+    """The distances of all pairs. InputError: there are none of one person, or none of two."""
+    pids = features.images.pids
+    thermal = features.images.thermal
+    is_same_person = pids[thermal][:, None] == pids[~thermal]
+    if is_same_person.all() or not is_same_person.any():
+        raise InputError("distances need images of several persons, in both modalities")
+    values = 1 + Distances(features.values[thermal], features.values[~thermal])[:]
+    return PairDistances(same=values[is_same_person], other=values[~is_same_person])
+
+
+def draw_histogram(
+    axis: Axes,
+    label: str,
+    values: np.ndarray,
+    limits: tuple[float, float],
+    colour: str,
+    hatch: str,
+) -> None:
+    """Draw the density of (n,) values between two limits, as an area and its outline."""
+    density, edges = np.histogram(values, N_BINS, limits, density=True)
+    axis.stairs(density, edges, fill=True, color=colour, alpha=0.45, hatch=hatch, label=label)
+    axis.stairs(density, edges, color=colour, linewidth=1.5)
+
+
+# ---- ranked lists -------------------------------------------------------------------------------
+
+
+@STYLE
+def ranked(features: Features, trial: EvalTrial, root: str, rows: int = 2, seed: int = 0) -> Figure:
+    """Queries and their ten nearest gallery images: the best queries, some at random, the worst.
+
+    The best and the worst have the highest and the lowest average precision, of a person each.
+
+    Args:
+        features: of all test images.
+        trial: which of them are queries, and which are the gallery.
+        root: folder of the dataset.
+        rows: how many of the best, of random and of the worst queries to show.
+        seed: of the random queries.
+
+    Raises:
+        InputError: no query has a match in the gallery.
+    """
+    ranking = rank_trial(features, trial)
+    queries = choose_queries(ranking, rows, seed)
+    title = f"{trial.protocol}, trial {trial.trial} ({name_of_tree(features.dataset, root)})"
+    figure, axes = new_figure(len(queries), 1 + N_RANKED, (1.15, 2.5), title)
+    figure.supxlabel(wrap(features.caption), fontsize=9)
+    for row, (kind, q) in zip(axes, queries, strict=True):
+        draw_query(row[0], kind, ranking, q, root)
+        draw_nearest(row[1:], ranking, q, root)
+    return figure
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The Q queries of a trial that have a match, compared with its G gallery images."""
+
+    query: Split
+    gallery: Split
+    distmat: np.ndarray  # (Q, G)
+    junk_mask: np.ndarray  # (Q, G) bool, gallery images that a query ignores
+    images_ahead: np.ndarray  # (Q,) how many stand ahead of the first match
+    average_precision: np.ndarray  # (Q,)
+
+
+def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
+    """The ranking of one trial. InputError: no query has a match in the gallery."""
+    query = features.images.take(trial.query)
+    gallery = features.images.take(trial.gallery)
+    junk_mask = features.dataset.junk_mask(query.pids, query.camids, gallery.pids, gallery.camids)
+    is_match = (query.pids[:, None] == gallery.pids) & ~junk_mask
+    with_match = np.flatnonzero(is_match.any(axis=1))
+    if not len(with_match):
+        raise InputError("no query has a match in the gallery")
+    query = query.take(with_match)
+    junk_mask = junk_mask[with_match]
+    query_values = features.values[trial.query[with_match]]
+    distmat = Distances(query_values, features.values[trial.gallery])[:]
+    images_ahead, average_precision, _ = rank_queries(
+        distmat, query.pids, gallery.pids, junk_mask, cmc_by_identity=False
+    )
+    return Ranking(query, gallery, distmat, junk_mask, images_ahead, average_precision)
+
+
+def choose_queries(ranking: Ranking, rows: int, seed: int) -> list[tuple[str, int]]:
+    """("best", "random" or "worst", index of a query), up to ``rows`` of each kind."""
+    best_first = np.argsort(-ranking.average_precision, kind="stable")
+    best = first_of_each_person(best_first, ranking.query.pids)
+    worst = first_of_each_person(best_first[::-1], ranking.query.pids)
+    shuffled = np.random.default_rng(seed).permutation(len(ranking.query))
+    chosen = []
+    for kind, queries in (("best", best), ("random", shuffled), ("worst", worst)):
+        chosen.extend((kind, int(q)) for q in queries[:rows])
+    return chosen
+
+
+def first_of_each_person(queries: np.ndarray, pids: np.ndarray) -> np.ndarray:
+    """Those of some queries that are the first of their person, in the same order."""
+    _, first = np.unique(pids[queries], return_index=True)
+    return queries[np.sort(first)]
+
+
+def draw_query(axis: Axes, kind: str, ranking: Ranking, q: int, root: str) -> None:
+    """Draw the image of a query, with how well it was ranked and how much junk it ignores."""
+    caption = (
+        f"{kind}\n"
+        f"AP {ranking.average_precision[q]:.0%}\n"
+        f"1st match {ranking.images_ahead[q] + 1}\n"
+        f"id {ranking.query.pids[q]} cam {ranking.query.camids[q]}"
+    )
+    path = os.path.join(root, ranking.query.paths[q])
+    show_image(axis, path, caption, width=1)
+    n_junk = ranking.junk_mask[q].sum()
+    if n_junk:
+        axis.set_xlabel(f"gallery images\nnot counted: {n_junk}", fontsize=10)
+
+
+def draw_nearest(axes: np.ndarray, ranking: Ranking, q: int, root: str) -> None:
+    """Draw the gallery images nearest to a query, without its junk, one on each of the axes."""
+    gallery = ranking.gallery
+    nearest = np.argsort(ranking.distmat[q], kind="stable")
+    nearest = nearest[~ranking.junk_mask[q, nearest]]
+    # There may be fewer gallery images than axes, or more.
+    for rank, (axis, g) in enumerate(zip(axes, nearest, strict=False), start=1):
+        if gallery.pids[g] == ranking.query.pids[q]:
+            mark = "✓"
+            colour = MATCH_COLOUR
+        else:
+            mark = "✗"
+            colour = MISMATCH_COLOUR
+        caption = f"{rank} {mark}\nid {gallery.pids[g]}\ncam {gallery.camids[g]}"
+        show_image(axis, os.path.join(root, gallery.paths[g]), caption, colour, width=4)
+    for axis in axes[len(nearest) :]:
+        axis.axis("off")
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+@STYLE
+def attention(
+    checkpoint_path: str,
+    dataset: Dataset,
+    root: str,
+    trial: int | None = None,
+    persons: int = 4,
+    seed: int = 0,
+) -> Figure:
+    """Where the stripes look: test images of both modalities with a map of each location's part.
+
+    A stripe's feature is the mean over its locations. A location's part is its projection on that
+    mean, shown from the least of the stripe (0) to the most (1).
+
+    Args:
+        checkpoint_path: the network.
+        dataset, root: the dataset and its folder.
+        trial: of RegDB; None takes the one that the network was trained on.
+        persons: how many to show.
+        seed: of the choice of persons and images.
+    """
+    checkpoint = utils.load_checkpoint(checkpoint_path)
+    config = checkpoint["config"]
+    net = load_network(checkpoint, checkpoint_path).eval()
+    size = (config.get("img_h", 288), config.get("img_w", 144))  # published files do not tell it
+    images = dataset.test(root, trial or config.get("trial") or dataset.trials[0])
+    rng = np.random.default_rng(seed)
+    chosen = choose_persons(persons_in_both(images), persons, rng)
+    title = f"Where the {net.num_parts} stripes look ({name_of_tree(dataset, root)})"
+    figure, axes = new_figure(2, 2 * len(chosen), (1.5, 3.0), title)
+    figure.supxlabel(wrap(f"checkpoint: {os.path.basename(checkpoint_path)}"), fontsize=9)
+    for row, modality in zip(axes, ("visible", "thermal"), strict=True):
+        is_of_modality = images.thermal == (modality == "thermal")
+        for plain, overlay, pid in zip(row[::2], row[1::2], chosen, strict=True):
+            image = rng.choice(np.flatnonzero(is_of_modality & (images.pids == pid)))
+            pixels = read_image(images.paths[image], size)
+            plain.imshow(pixels)
+            plain.set_title(f"id {pid}\ncam {images.camids[image]}", fontsize=11)
+            plain.set(xticks=[], yticks=[])
+            heat = draw_stripe_parts(overlay, pixels, net, modality)
+        row[0].set_ylabel("visible" if modality == "visible" else "infrared")
+    add_colour_bar(figure, axes, heat)
+    return figure
+
+
+def draw_stripe_parts(axis: Axes, pixels: np.ndarray, net: EmbedNet, modality: str) -> AxesImage:
+    """Draw a grey image, and over it the part that each location has in its stripe: the result."""
+    height, width = pixels.shape[:2]
+    parts, tops = stripe_parts(net, modality, pixels)
+    heat = Image.fromarray(parts.astype(np.float32))
+    heat = heat.resize((width, len(parts)), Image.Resampling.BILINEAR)
+    # Smooth from left to right only, so that stripes do not run into each other.
+    heat = heat.resize((width, height), Image.Resampling.NEAREST)
+    axis.imshow(pixels.mean(axis=2), cmap="gray")
+    drawn_heat = axis.imshow(np.asarray(heat), cmap="viridis", alpha=0.55, vmin=0, vmax=1)
+    for top in tops[1:]:
+        axis.axhline(top * height - 0.5, color="white", linestyle="-", linewidth=1.2)
+    axis.set(xticks=[], yticks=[])
+    return drawn_heat
+
+
+@torch.no_grad()
+def stripe_parts(
+    net: EmbedNet, modality: str, pixels: np.ndarray
+) -> tuple[np.ndarray, list[float]]:
+    """The part that each location of the feature map has in its stripe, and where stripes begin.
+
+    Args:
+        net: in evaluation mode.
+        modality: "visible" or "thermal".
+        pixels: (height, width, 3) uint8 image.
+
+    Returns:
+        (H, W) values in [0, 1], where stripes overlap the larger ones; the tops of the stripes as
+        fractions of the height.
+    """
+    batch = to_input(torch.from_numpy(pixels[None].copy()), pixels.shape[:2])
+    if modality == "visible":
+        (maps,) = net.feature_maps(visible=batch)  # (C, H, W)
+    else:
+        (maps,) = net.feature_maps(thermal=batch)
+    height = maps.shape[1]
+    band, stride = stripe_window(height, net.num_parts)
+    parts = torch.zeros(maps.shape[1:])
+    tops = []
+    for start in range(0, net.num_parts * stride, stride):
+        rows = slice(start, start + band)
+        stripe = maps[:, rows]
+        part = torch.einsum("chw,c->hw", stripe, stripe.mean(dim=(1, 2)))
+        part -= part.min()
+        part /= part.max().clamp(min=1e-12)
+        parts[rows] = torch.maximum(parts[rows], part)
+        tops.append(start / height)
+    return parts.numpy(), tops
+
+
+def add_colour_bar(figure: Figure, axes: np.ndarray, heat: AxesImage) -> None:
+    label = "how much a place adds to its stripe's feature"
+    bar = figure.colorbar(heat, ax=axes, ticks=[0, 1], label=label)
+    bar.ax.set_yticklabels(["least of\nthe stripe", "most of\nthe stripe"])
+    bar.solids.set_alpha(1)
+
+
+# ---- samples ------------------------------------------------------------------------------------
+
+
+@STYLE
+def samples(
+    dataset: Dataset, root: str, persons: int = 8, per_camera: int = 1, seed: int = 0
+) -> Figure:
+    """Test persons x cameras, ``per_camera`` images of each; grey where there is no such image."""
+    images = dataset.test(root, dataset.trials[0])
+    rng = np.random.default_rng(seed)
+    chosen = choose_persons(images.pids, persons, rng)
+    # A camera number may occur in both modalities.
+    cameras = sorted(set(zip(images.camids.tolist(), images.thermal.tolist(), strict=True)))
+    title = f"Test persons ({name_of_tree(dataset, root)})"
+    figure, axes = new_figure(len(chosen), len(cameras) * per_camera, (0.95, 1.9), title)
+    for row, pid in zip(axes, chosen, strict=True):
+        for k, (camid, thermal) in enumerate(cameras):
+            is_in_camera = (images.camids == camid) & (images.thermal == thermal)
+            indices = rng.permutation(np.flatnonzero(is_in_camera & (images.pids == pid)))
+            for j in range(per_camera):
+                path = images.paths[indices[j]] if j < len(indices) else None
+                show_image(row[k * per_camera + j], path)
+        row[0].set_ylabel(pid, rotation=0, labelpad=20)
+    for axis, (camid, thermal) in zip(axes[0, ::per_camera], cameras, strict=True):
+        modality = "infrared" if thermal else "visible"
+        axis.set_title(f"cam{camid}\n{modality}", fontsize=10.5, loc="left")
+    return figure

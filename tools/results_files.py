@@ -1,0 +1,287 @@
+"""Readers of what training and tests leave on disk: metrics, results and features.
+
+metrics.jsonl of train.py, the JSON files of test.py and tools.score, the features of
+test.py --save-features. All of them may be untrusted or damaged: what they hold is checked.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_manager import DATASETS, Dataset, EvalTrial, Split
+from eval_metrics import MEASURES, TrialCounts
+from tools.score import load_features
+from utils import InputError
+
+MAX_RANK = 20  # length of the CMC curves in files of results
+
+
+# ---- labels and names ---------------------------------------------------------------------------
+
+
+def label_files(entries: list[str]) -> dict[str, str]:
+    """{label: path} of words like ``LABEL=FILE`` or ``FILE``, whose label is the file's name.
+
+    Raises:
+        InputError: two files have the same label.
+    """
+    files = {}
+    for entry in entries:
+        label = ""
+        path = entry
+        if not os.path.exists(entry):  # otherwise it is a path that may well hold a "="
+            label, _, path = entry.rpartition("=")
+        if not label:
+            label = re.sub(r"\.(json|jsonl|npz)$", "", os.path.basename(path.rstrip("/")))
+        if label in files:
+            raise InputError(f"two files have the label {label!r}: tell them apart by LABEL=FILE")
+        files[label] = path
+    return files
+
+
+def name_of_data(dataset: Dataset, is_synthetic: bool) -> str:
+    """A dataset's name for titles, which does not call synthetic people those of the dataset."""
+    if is_synthetic:
+        return f"synthetic, {dataset.title} layout"
+    return dataset.title
+
+
+def name_of_tree(dataset: Dataset, root: str) -> str:
+    """The name, for titles, of the data in the folder ``root``."""
+    marker = os.path.join(root, "synthetic.json")  # tools.make_synthetic writes it
+    return name_of_data(dataset, os.path.exists(marker))
+
+
+# ---- metrics of a run ---------------------------------------------------------------------------
+
+
+def read_metrics(path: str) -> list[dict[str, float]]:
+    """The values that a run recorded, one dict for each epoch.
+
+    A value that was not finite, null in the file, is left out.
+
+    Args:
+        path: metrics.jsonl, or the folder of a run that holds it.
+
+    Raises:
+        InputError: there is no such file, it is another file, or no epoch is finished.
+    """
+    file_path = path
+    if os.path.isdir(path):
+        file_path = os.path.join(path, "metrics.jsonl")
+    if not os.path.isfile(file_path):
+        raise InputError(f"{file_path} not found: give the folder of a run, like log/<run>")
+    with open(file_path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    if not lines:
+        raise InputError(f"{file_path} is empty: no epoch of this run is finished")
+    return [parse_epoch(line, file_path) for line in lines]
+
+
+def parse_epoch(line: str, path: str) -> dict[str, float]:
+    """One line of metrics.jsonl, without its nulls. InputError: it is not such a line."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        values = {}
+    values = {name: value for name, value in values.items() if value is not None}
+    has_numbers = all(isinstance(value, int | float) for value in values.values())
+    if "epoch" not in values or not has_numbers:
+        raise InputError(
+            f"{path} is not the metrics.jsonl of a run: give the folder of a run, like log/<run>"
+        )
+    return values
+
+
+# ---- results of a test --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """The scores of one kind of features under one protocol, in [0, 1]."""
+
+    mean: dict[str, float]  # of each of `MEASURES`, over the trials
+    std: dict[str, float]
+    cmc: np.ndarray  # (trials, MAX_RANK)
+
+
+@dataclass(frozen=True)
+class SavedResults:
+    """What a JSON file of test.py or tools.score holds."""
+
+    rows: dict[str, dict[str, ProtocolScores]]  # by kind of features, "chance" among them; protocol
+    counts: dict[str, TrialCounts]  # by protocol
+    options: list[str]  # settings of the test that are not the default
+    dataset: Dataset
+    data_name: str  # the dataset's name, for titles
+    checkpoint: str  # paths of what was tested; "" for none, and the files may be gone
+    features_file: str
+    data_path: str
+
+
+def read_results(path: str) -> SavedResults:
+    """The results in a JSON file of test.py or tools.score.
+
+    Raises:
+        InputError: it is not such a file.
+        OSError: it cannot be opened.
+    """
+    content = read_json(path)
+    flags = get_entry(content, "flags", dict, path)
+    dataset_key = get_entry(flags, "dataset", str, path)
+    if dataset_key not in DATASETS:
+        raise malformed(path, f"there is no dataset {dataset_key!r}")
+    dataset = DATASETS[dataset_key]
+    networks = parse_networks(content, path)
+    is_synthetic = any(network.get("synthetic") for network in networks)
+    checkpoint = networks[0].get("checkpoint") if networks else None
+    options = get_entry(content, "options", list, path)
+    counts = parse_counts(content, path)
+    return SavedResults(
+        rows=parse_rows(content, set(counts), path),
+        counts=counts,
+        options=[str(option) for option in options],
+        dataset=dataset,
+        data_name=name_of_data(dataset, is_synthetic),
+        checkpoint=str(checkpoint or ""),
+        features_file=str(flags.get("save_features") or ""),
+        data_path=str(flags.get("data_path") or ""),
+    )
+
+
+def malformed(path: str, reason: str) -> InputError:
+    """The error to raise for a file that is something else, or damaged."""
+    return InputError(f"{path} is not a JSON file that test.py or tools.score wrote ({reason})")
+
+
+def read_json(path: str) -> object:
+    """What a JSON file holds. InputError: it is not JSON."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise malformed(path, str(error)) from error
+
+
+def get_entry(parent: object, name: str, kind: type, path: str) -> Any:
+    """``parent[name]``, a ``kind``. InputError: ``parent`` is no JSON object with such an entry."""
+    value = parent.get(name) if isinstance(parent, dict) else None
+    if not isinstance(value, kind):
+        raise malformed(path, f"{name!r} is missing or malformed")
+    return value
+
+
+def parse_networks(content: dict, path: str) -> list[dict]:
+    """What a file tells of each tested network; [] if it tells nothing."""
+    networks = content.get("networks", [])
+    if not isinstance(networks, list) or not all(isinstance(entry, dict) for entry in networks):
+        raise malformed(path, "'networks' is malformed")
+    return networks
+
+
+def parse_counts(content: dict, path: str) -> dict[str, TrialCounts]:
+    """The size of a trial, by protocol."""
+    counts = {}
+    for protocol, entry in get_entry(content, "counts", dict, path).items():
+        counts[protocol] = TrialCounts(
+            queries=get_entry(entry, "queries", int, path),
+            without_match=get_entry(entry, "without_match", int, path),
+            gallery_images=get_entry(entry, "gallery_images", int, path),
+            gallery_persons=get_entry(entry, "gallery_persons", int, path),
+            chance=get_entry(entry, "chance", float, path),
+        )
+    return counts
+
+
+def parse_rows(
+    content: dict, protocols: set[str], path: str
+) -> dict[str, dict[str, ProtocolScores]]:
+    """The scores, by kind of features and protocol. InputError: some of them are missing."""
+    rows: dict[str, dict[str, ProtocolScores]] = {}
+    for entry in get_entry(content, "results", list, path):
+        feature = get_entry(entry, "feature", str, path)
+        protocol = get_entry(entry, "protocol", str, path)
+        rows.setdefault(feature, {})[protocol] = parse_scores(entry, path)
+    is_complete = all(set(by_protocol) == protocols for by_protocol in rows.values())
+    if not protocols or "chance" not in rows or not is_complete:
+        raise malformed(path, "scores are missing")
+    return rows
+
+
+def parse_scores(entry: dict, path: str) -> ProtocolScores:
+    """The scores of one entry of "results", of at least one trial."""
+    mean = get_entry(entry, "mean", dict, path)
+    std = get_entry(entry, "std", dict, path)
+    cmc = []
+    for trial in get_entry(entry, "trials", list, path):
+        curve = get_entry(trial, "cmc", list, path)
+        if len(curve) != MAX_RANK or not all(isinstance(value, float) for value in curve):
+            raise malformed(path, f"a CMC is not {MAX_RANK} numbers")
+        cmc.append(curve)
+    if not cmc:
+        raise malformed(path, "scores without a trial")
+    return ProtocolScores(
+        mean={name: get_entry(mean, name, float, path) for name in MEASURES},
+        std={name: get_entry(std, name, float, path) for name in MEASURES},
+        cmc=np.array(cmc),
+    )
+
+
+def check_comparable(results: dict[str, SavedResults], feature: str) -> None:
+    """Raise InputError unless all results have these features, the same protocols and images."""
+    first_label, first = next(iter(results.items()))
+    for label, result in results.items():
+        if feature not in result.rows:
+            kinds = ", ".join(result.rows)
+            raise InputError(f"{label} has no {feature} features, but {kinds}: choose --features")
+        if result.dataset is not first.dataset or result.counts != first.counts:
+            raise InputError(
+                f"{label} and {first_label} are of other protocols or images: "
+                "compare results of the same data and protocol flags"
+            )
+
+
+# ---- features -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """One kind of features of all test images, and what their file tells of the network."""
+
+    images: Split
+    values: np.ndarray  # (N, dim) float
+    kind: str
+    network: dict
+    dataset: Dataset
+
+    @property
+    def data_name(self) -> str:
+        return name_of_data(self.dataset, bool(self.network.get("synthetic")))
+
+    @property
+    def caption(self) -> str:
+        """Which checkpoint computed them."""
+        path = self.network.get("checkpoint")
+        if not path:
+            return "no checkpoint named"
+        return f"checkpoint: {os.path.basename(str(path))}"
+
+    def first_trial(self, choice: dict[str, str | None]) -> EvalTrial:
+        """The first evaluation trial of the chosen protocol, or the trial that was trained on.
+
+        ``choice`` holds values of protocol flags, see `Dataset.eval_trials`.
+        """
+        trial = self.network.get("trial") or self.dataset.trials[0]
+        return self.dataset.eval_trials(self.images, choice, [trial])[0]
+
+
+def read_features(path: str, dataset: Dataset, kind: str) -> Features:
+    """One kind of features of a file as tools.score describes it. InputError: it is none."""
+    images, arrays, network = load_features(path, dataset, kind)
+    return Features(images, arrays[kind], kind, network, dataset)
