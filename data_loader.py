@@ -1,4 +1,4 @@
-"""Lists -> tensors: reading images, the identity sampler, transforms, the batches of an epoch."""
+"""Lists -> tensors: read images, draw identities, transform, and make the batches of an epoch."""
 
 import functools
 import logging
@@ -21,10 +21,10 @@ import data_manager
 from data_manager import Dataset, Split
 from utils import InputError, resource_advice
 
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # for some others Pillow would start other programs
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # by content; for some others Pillow starts programs
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-READ_AT_A_TIME = 64  # image files
+READ_BATCH = 64  # image files that a worker reads at a time
 GATHERED_AHEAD = 2  # training batches
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 
 def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
-    """One image file as (height, width, 3) uint8, resized by Pillow's Lanczos filter (FIDELITY 3).
+    """Read an image file as (height, width, 3) uint8, resized by Lanczos (FIDELITY 3).
 
     Args:
         path: a JPEG, PNG or BMP file.
         size: (height, width).
 
     Raises:
-        InputError: it is missing, damaged, or larger than Pillow takes for harmless.
+        InputError: it is missing, damaged, or beyond Pillow's limit of pixels.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path} not found, though it is listed: is --data-path right?")
@@ -62,9 +62,9 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | InputError:
-    """Some image files as (N, height, width, 3) uint8, or the error.
+    """Read some image files as (N, height, width, 3) uint8.
 
-    An error that is raised in a reader process would arrive with a traceback as its text.
+    An error is returned, not raised: DataLoader would bury its message in a worker's traceback.
     """
     try:
         images = [read_image(path, size) for path in paths]
@@ -74,17 +74,17 @@ def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | InputError:
 
 
 def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
-    """The images of each batch of paths, (N, height, width, 3) uint8, read ahead.
+    """Yield the images of each batch of paths, (N, height, width, 3) uint8, read ahead.
 
     Raises:
         InputError: an image cannot be read.
     """
     loader = DataLoader(
-        batches,
+        batches,  # of paths; collate_fn reads the images of one batch
         batch_size=None,
         collate_fn=functools.partial(read_batch, size=size),
         num_workers=workers,
-        # A generator of its own: otherwise the loader draws from torch's, which moves dropout.
+        # Without its own generator the loader draws from torch's, and so changes dropout.
         generator=torch.Generator(),
         worker_init_fn=ignore_ctrl_c,
     )
@@ -95,11 +95,11 @@ def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -
 
 
 def ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C is for the script, which ends its readers."""
+    """Leave Ctrl-C to the script, which stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def batches_of(paths: list[str], size: int = READ_AT_A_TIME) -> list[list[str]]:
+def chunks_of(paths: list[str], size: int = READ_BATCH) -> list[list[str]]:
     return [paths[start : start + size] for start in range(0, len(paths), size)]
 
 
@@ -170,72 +170,91 @@ class TrainingSet:
 def load_training_set(
     dataset: Dataset, root: str, trial: int | None, size: tuple[int, int], workers: int
 ) -> TrainingSet:
-    """The arrays of pre_process_sysu.py, or the dataset's training images, read at ``size``.
+    """Load the arrays of pre_process_sysu.py, or read the dataset's training images.
 
     Raises:
         InputError: something is missing, damaged, or does not fit the rest.
     """
     if dataset.preprocessed:
-        return load_arrays(root)
-    visible, thermal = dataset.train(root, trial)
-    # Both must have the same persons: then a label is the same person in both.
-    visible, thermal = data_manager.keep_common_persons(visible, thermal, root)
-    data_manager.check_counts(data_manager.concatenate(visible, thermal), dataset, "train")
-    return TrainingSet(
-        read_all_images(visible.paths, size, workers),
-        read_all_images(thermal.paths, size, workers),
-        data_manager.relabel(visible.pids),
-        data_manager.relabel(thermal.pids),
+        train_set = load_arrays(root)
+    else:
+        visible, thermal = dataset.train(root, trial)
+        # Each modality is labelled by itself: both must have the same persons.
+        visible, thermal = data_manager.keep_common_persons(visible, thermal, root)
+        data_manager.check_counts(data_manager.concatenate(visible, thermal), dataset, "train")
+        train_set = TrainingSet(
+            read_all_images(visible.paths, size, workers),
+            read_all_images(thermal.paths, size, workers),
+            data_manager.relabel(visible.pids),
+            data_manager.relabel(thermal.pids),
+        )
+    log.info(
+        "train: %d persons, %d visible and %d infrared images",
+        train_set.n_class,
+        len(train_set.visible),
+        len(train_set.thermal),
     )
+    return train_set
 
 
 def read_all_images(paths: list[str], size: tuple[int, int], workers: int) -> np.ndarray:
-    """(N, height, width, 3) uint8."""
-    return np.concatenate(list(read_images(batches_of(paths), size, workers)))
+    """Read image files as (N, height, width, 3) uint8."""
+    return np.concatenate(list(read_images(chunks_of(paths), size, workers)))
 
 
 def array_files(root: str, modality: str) -> tuple[str, str]:
-    """Paths of the preprocessed images and their labels; ``modality`` is "rgb" or "ir"."""
+    """Return the paths of images and labels; ``modality`` is "rgb" or "ir", as published."""
     images = os.path.join(root, f"train_{modality}_resized_img.npy")
     labels = os.path.join(root, f"train_{modality}_resized_label.npy")
     return images, labels
 
 
 def load_arrays(root: str) -> TrainingSet:
-    """The arrays of pre_process_sysu.py, the images memory-mapped.
+    """Load the arrays of pre_process_sysu.py, the images memory-mapped.
 
     Raises:
         InputError: they are missing or damaged, or do not fit each other.
     """
     visible_file, visible_label_file = array_files(root, "rgb")
     thermal_file, thermal_label_file = array_files(root, "ir")
-    visible = map_array(visible_file, root)
-    thermal = map_array(thermal_file, root)
-    visible_labels = map_array(visible_label_file, root)
-    thermal_labels = map_array(thermal_label_file, root)
-
-    problem = None
-    size = visible.shape[1:3]
-    for images, labels in ((visible, visible_labels), (thermal, thermal_labels)):
-        if images.dtype != np.uint8 or images.shape != (*labels.shape, *size, 3):
-            problem = f"images {images.shape} {images.dtype} do not fit labels {labels.shape}"
-        elif not images.size:
-            problem = "there are no images"
-        elif labels.dtype.kind not in "iu":
-            problem = f"labels of type {labels.dtype} are no whole numbers"
-    if problem is None:
-        persons = np.unique(np.concatenate([visible_labels, thermal_labels]))
-        if not np.array_equal(persons, np.arange(len(persons))):
-            problem = "the labels are not 0..n-1"
-    if problem is not None:
+    train_set = TrainingSet(
+        map_array(visible_file, root),
+        map_array(thermal_file, root),
+        map_array(visible_label_file, root),
+        map_array(thermal_label_file, root),
+    )
+    problem = find_problem(train_set)
+    if problem:
         raise InputError(f"{root}: {problem}: {preprocess_command(root)}")
     return TrainingSet(
-        visible, thermal, visible_labels.astype(np.int64), thermal_labels.astype(np.int64)
+        train_set.visible,
+        train_set.thermal,
+        train_set.visible_labels.astype(np.int64),
+        train_set.thermal_labels.astype(np.int64),
     )
 
 
+def find_problem(train_set: TrainingSet) -> str | None:
+    """Return what is wrong with the arrays of a training set; None: they fit each other."""
+    size = train_set.visible.shape[1:3]
+    for images, labels in (
+        (train_set.visible, train_set.visible_labels),
+        (train_set.thermal, train_set.thermal_labels),
+    ):
+        if images.dtype != np.uint8 or images.shape != (*labels.shape, *size, 3):
+            return f"images {images.shape} {images.dtype} do not fit labels {labels.shape}"
+        if not images.size:
+            return "there are no images"
+        if labels.dtype.kind not in "iu":
+            return f"labels of type {labels.dtype} are not whole numbers"
+    persons = np.unique(np.concatenate([train_set.visible_labels, train_set.thermal_labels]))
+    if not np.array_equal(persons, np.arange(len(persons))):
+        return "the labels are not 0..n-1"
+    return None
+
+
 def map_array(path: str, root: str) -> np.ndarray:
-    """The array of an .npy file, memory-mapped."""
+    """Open an .npy file, memory-mapped."""
     try:
         return np.lib.format.open_memmap(path, mode="r")  # np.load would take archives, too
     except Exception as error:  # corrupt files make numpy raise many types
@@ -290,7 +309,8 @@ class IdentitySampler:
                 f"--per-img {per_img}), but only {len(self.persons)} have images in both modalities"
             )
         n_images = max(len(visible_labels), len(thermal_labels))
-        self.steps = n_images // batch_size + 1  # as in the original code
+        # As in the original code: one batch more than needed if the division has no rest.
+        self.steps = n_images // batch_size + 1
         self.visible_images = {}  # person -> indices of their images
         self.thermal_images = {}
         n_short = 0
@@ -302,17 +322,17 @@ class IdentitySampler:
                 n_short += 1
         if n_short:
             log.warning(
-                "%d persons have fewer than %d images in a modality; theirs are repeated",
+                "%d persons have fewer than %d images in a modality: some are repeated in a batch",
                 n_short,
                 per_img,
             )
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, batch_size) indices into the visible images, and into the thermal ones."""
+        """Return (steps, batch_size) indices of visible images, and as many of thermal ones."""
         return self.draw(np.random.RandomState([self.seed, epoch]))
 
     def draw(self, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """An epoch's indices, drawn in the order of the original code (FIDELITY 4)."""
+        """Draw an epoch's indices as `epoch` returns them, in the original's order (FIDELITY 4)."""
         visible = np.empty((self.steps, self.batch_size), dtype=np.int64)
         thermal = np.empty((self.steps, self.batch_size), dtype=np.int64)
         for step in range(self.steps):
@@ -324,7 +344,7 @@ class IdentitySampler:
         return visible, thermal
 
     def draw_images(self, rng: np.random.RandomState, images: np.ndarray) -> np.ndarray:
-        """``per_img`` of the images of a person, repeated where there are fewer."""
+        """Draw ``per_img`` of a person's images; with replacement where there are fewer."""
         return rng.choice(images, self.per_img, replace=len(images) < self.per_img)
 
 
@@ -360,11 +380,10 @@ class TrainBatches:
             divisors = [str(n) for n in range(1, persons + 1) if persons % n == 0]
             raise InputError(
                 f"{world_size} processes cannot share the {persons} persons of a batch "
-                f"(--batch-size / --per-img) equally: torchrun --nproc_per_node="
-                f"{' or '.join(divisors)}"
+                f"(--batch-size / --per-img) equally: give --nproc_per_node {' or '.join(divisors)}"
             )
         rows_per_rank = sampler.batch_size // world_size
-        self.rows = slice(rank * rows_per_rank, (rank + 1) * rows_per_rank)
+        self.rank_rows = slice(rank * rows_per_rank, (rank + 1) * rows_per_rank)
         self.train_set = train_set
         self.sampler = sampler
         self.size = size
@@ -386,23 +405,23 @@ class TrainBatches:
         return self.sampler.steps
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield (visible, thermal, visible_labels, thermal_labels) for each step.
+        """Yield (visible, thermal, visible_labels, thermal_labels) for each step of an epoch.
 
         Images are (B, 3, height, width), normalised, labels (B,); B is batch_size / world_size.
         """
         visible_plan, thermal_plan = self.sampler.epoch(epoch)  # (steps, batch_size)
         rng = np.random.default_rng([self.sampler.seed, epoch])
         flips = rng.random((2, *visible_plan.shape)) < 0.5
-        visible_flips = torch.from_numpy(flips[0, :, self.rows]).to(self.device)
-        thermal_flips = torch.from_numpy(flips[1, :, self.rows]).to(self.device)
-        visible_plan = visible_plan[:, self.rows]
-        thermal_plan = thermal_plan[:, self.rows]
-        # One copy to the device for the whole epoch: each would make the program wait.
+        visible_flips = torch.from_numpy(flips[0, :, self.rank_rows]).to(self.device)
+        thermal_flips = torch.from_numpy(flips[1, :, self.rank_rows]).to(self.device)
+        visible_plan = visible_plan[:, self.rank_rows]
+        thermal_plan = thermal_plan[:, self.rank_rows]
+        # All labels are copied at once: a copy in each step would make the program wait.
         visible_labels = torch.from_numpy(self.train_set.visible_labels[visible_plan])
         visible_labels = visible_labels.to(self.device)
         thermal_labels = torch.from_numpy(self.train_set.thermal_labels[thermal_plan])
         thermal_labels = thermal_labels.to(self.device)
-        for step, (visible, thermal) in enumerate(self.gather(visible_plan, thermal_plan)):
+        for step, (visible, thermal) in enumerate(self.images_of_steps(visible_plan, thermal_plan)):
             yield (
                 to_input(visible, self.size, visible_flips[step]),
                 to_input(thermal, self.size, thermal_flips[step]),
@@ -410,10 +429,10 @@ class TrainBatches:
                 thermal_labels[step],
             )
 
-    def gather(
+    def images_of_steps(
         self, visible_plan: np.ndarray, thermal_plan: np.ndarray
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The visible and the thermal images of each step, (B, h, w, 3) uint8, on the device.
+        """Yield visible and thermal images of each step, (B, h, w, 3) uint8, on the device.
 
         ``visible_plan``, ``thermal_plan``: (steps, B) indices.
         """
@@ -437,7 +456,7 @@ class TrainBatches:
                 yield self.copy_to_device(waiting.popleft().result())
 
     def gather_on_host(self, visible: np.ndarray, thermal: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The images at (B,) indices, in memory from which a GPU copies without a wait."""
+        """Gather the images at (B,) indices, in memory from which a GPU copies without a wait."""
         visible_images = torch.from_numpy(self.train_set.visible[visible])
         thermal_images = torch.from_numpy(self.train_set.thermal[thermal])
         if self.device.type == "cuda":
@@ -452,7 +471,7 @@ class TrainBatches:
 
 
 def choose_cache(n_bytes: int, device: torch.device) -> str:
-    """ "device" if that is a GPU of which the images fill at most a quarter, else "host"."""
+    """Return "device" for a GPU of whose free memory the images fill at most a quarter."""
     if device.type != "cuda":
         return "host"
     free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -460,7 +479,7 @@ def choose_cache(n_bytes: int, device: torch.device) -> str:
 
 
 def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) -> Tensor:
-    """Images as the network takes them: scaled, mirrored, normalised.
+    """Scale, mirror and normalise images for the network.
 
     The values are those of torchvision's ToTensor and Normalize.
 
@@ -477,20 +496,20 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
         scaled = F.interpolate(channels_first, size, mode="bilinear", antialias=True).round()
         images = scaled.permute(0, 2, 3, 1).contiguous()
     if flip is not None:
-        # Choosing rows from the images and their mirror images is faster than torch.where.
+        # To choose from the images and their mirror images is faster than torch.where.
         n_images = len(images)
         both = torch.cat([images, images.flip(2)])
-        rows = torch.arange(n_images, device=images.device) + n_images * flip
-        images = both.index_select(0, rows)
+        chosen = torch.arange(n_images, device=images.device) + n_images * flip
+        images = both.index_select(0, chosen)
     # Whole rows of pixels, (N, height, width * 3), are faster to normalise than single channels.
     mean, std = mean_and_std_rows(size[1], images.device)
-    rows = images.flatten(2).float().div_(255).sub_(mean).div_(std)
-    return rows.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)
+    pixel_rows = images.flatten(2).float().div_(255).sub_(mean).div_(std)
+    return pixel_rows.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)
 
 
 @functools.cache
 def mean_and_std_rows(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of a row of pixels, (width * 3,) each.
+    """Return mean and deviation of a row of pixels, (width * 3,) each.
 
     They are made once: a copy to a GPU makes the program wait for it.
     """

@@ -1,4 +1,4 @@
-"""Disk -> lists: which image, person and camera is train, query or gallery. No pixels.
+"""Disk -> lists: which image, person and camera is train, query or gallery. It reads no pixels.
 
 SYSU-MM01 (491 persons)
     cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     1, 2, 4, 5 visible, 3 and 6 infrared
@@ -11,8 +11,8 @@ LLCM (1,064 persons)
     test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
     test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
 
-All else that the code knows of a dataset is its entry in `DATASETS`, at the end. What is missing
-or malformed on disk raises `InputError`.
+Everything else about a dataset is its entry in `DATASETS`, at the end. What is missing or malformed
+on disk raises `InputError`.
 """
 
 import itertools
@@ -58,26 +58,26 @@ class EvalTrial:
     """One trial of a protocol: the indices of its queries and its gallery in a `Split`."""
 
     protocol: str
-    trial: int
+    number: int
     query: np.ndarray
     gallery: np.ndarray
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which test images are queries, or are the gallery."""
+    """The test images that are queries, or those of which a gallery is drawn."""
 
-    mask: np.ndarray  # (N,) bool, the images to choose from
+    mask: np.ndarray  # (N,) bool
     per_camera: int | None = None  # images to draw of each person and camera; None: all
 
 
-# Draws a gallery: (images by person and camera, images of each to draw, trial) -> their indices.
+# A way to draw a gallery: ({(person, camera): indices}, per_camera, trial) -> indices.
 DrawGallery = Callable[[dict[tuple[int, int], list[int]], int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All that the code knows of a dataset."""
+    """All that the code knows about a dataset."""
 
     title: str
     defaults: dict[str, float | str]  # of the flags data_path, lr, epochs and w_hc
@@ -88,7 +88,7 @@ class Dataset:
     select: Callable[..., tuple[Selection, Selection]]  # (images, flags' values) -> query, gallery
     junk_mask: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (Q, G) bool
     protocol_name: str = "{}"  # a template for the values of the protocol flags
-    trials: range = range(10)
+    trials: range = range(10)  # their numbers
     thermal_cameras: tuple[int, ...] = ()  # for files of features that do not tell the modality
     cmc_by_identity: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
@@ -96,11 +96,34 @@ class Dataset:
     official_persons: int = 0  # rows of the .mat files of its official evaluation, if it has one
 
     def protocol_values(self, choice: dict[str, str | None]) -> list[str]:
-        """The value of each protocol flag: the chosen one, or the default."""
+        """Return the value of each protocol flag: the chosen one, or the default."""
         values = []
-        for flag, choices in self.protocol_flags.items():
-            values.append(choice.get(flag) or choices[0])
+        for flag, allowed in self.protocol_flags.items():
+            values.append(choice.get(flag) or allowed[0])
         return values
+
+    def protocols(self, choice: dict[str, str | None]) -> list[tuple[str, ...]]:
+        """Return the values of the protocol flags for each chosen protocol.
+
+        Args:
+            choice: a value for protocol flags; "both" takes every value of a flag.
+
+        Raises:
+            InputError: there is no such value.
+        """
+        values_of_flags = []
+        values = self.protocol_values(choice)
+        for value, (flag, allowed) in zip(values, self.protocol_flags.items(), strict=True):
+            if value == "both":
+                values_of_flags.append(allowed)
+            elif value in allowed:
+                values_of_flags.append((value,))
+            else:
+                words = flag.replace("_", "-")
+                raise InputError(
+                    f"{self.title} has no --{words} {value}: give {', '.join(allowed)} or both"
+                )
+        return list(itertools.product(*values_of_flags))
 
     def eval_trials(
         self,
@@ -109,11 +132,11 @@ class Dataset:
         trials: Iterable[int] | None = None,
         draw: DrawGallery | None = None,
     ) -> list[EvalTrial]:
-        """The trials of the chosen protocols, protocol by protocol.
+        """Return the trials of the chosen protocols, protocol by protocol.
 
         Args:
-            images: all test images.
-            choice: a value for protocol flags; "both" takes every value of a flag.
+            images: all test images. A warning tells if some are missing.
+            choice: as `protocols` takes it.
             trials: their numbers; None: all.
             draw: how galleries are drawn; None: `draw_seeded`.
 
@@ -122,37 +145,29 @@ class Dataset:
         """
         check_counts(images, self, "test")
         numbers = list(self.trials if trials is None else trials)
-        values_of_flags = []
-        for value, (flag, choices) in zip(
-            self.protocol_values(choice), self.protocol_flags.items(), strict=True
-        ):
-            if value not in (*choices, "both"):
-                words = flag.replace("_", "-")
-                allowed = ", ".join(choices)
-                raise InputError(f"{self.title} has no --{words} {value}: give {allowed} or both")
-            values_of_flags.append(choices if value == "both" else (value,))
-
+        draw = draw or draw_seeded
         eval_trials = []
-        for values in itertools.product(*values_of_flags):
-            query, gallery = self.select(images, *values)
-            queries = indices_of_trials(images, query, numbers, draw or draw_seeded)
-            galleries = indices_of_trials(images, gallery, numbers, draw or draw_seeded)
+        for values in self.protocols(choice):
+            query_selection, gallery_selection = self.select(images, *values)
+            queries = indices_of_trials(images, query_selection, numbers, draw)
+            galleries = indices_of_trials(images, gallery_selection, numbers, draw)
             protocol = self.protocol_name.format(*values)
-            for row in zip(numbers, queries, galleries, strict=True):
-                eval_trials.append(EvalTrial(protocol, *row))
+            for number, query, gallery in zip(numbers, queries, galleries, strict=True):
+                eval_trials.append(EvalTrial(protocol, number, query, gallery))
         return eval_trials
 
 
 # ---- SYSU-MM01 ----------------------------------------------------------------------------------
+# Functions that take a trial they do not use have the signature of `Dataset.train` and `.test`.
 
 SYSU_VISIBLE_CAMERAS = (1, 2, 4, 5)
 SYSU_THERMAL_CAMERAS = (3, 6)
 
 
 def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
-    """The visible and the infrared training images: persons, cameras and names ascending.
+    """List the visible and the infrared training images: persons, cameras and names ascending.
 
-    They are the persons of train_id.txt and val_id.txt, 395 in the real dataset. Those who were
+    The persons are those of train_id.txt and val_id.txt, 395 in the real dataset. Persons who were
     seen in one modality only are left out, with a warning (FIDELITY 25).
     """
     ids = read_ids(root, "exp/train_id.txt") + read_ids(root, "exp/val_id.txt")
@@ -163,13 +178,13 @@ def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
 
 
 def sysu_test(root: str, trial: int | None = None) -> Split:
-    """All images of the test persons in all cameras: persons, cameras and names ascending."""
+    """List all images of the test persons: persons, cameras and names ascending."""
     pids = sorted(set(read_ids(root, "exp/test_id.txt")))
     return images_in_folders(root, pids, range(1, 7), SYSU_THERMAL_CAMERAS)
 
 
 def sysu_select(images: Split, mode: str, gall_mode: str) -> tuple[Selection, Selection]:
-    """All infrared images query one ("single") or ten ("multi") images per person and camera."""
+    """Every infrared image is a query. The gallery has 1 or 10 images per person and camera."""
     cameras = {"all": SYSU_VISIBLE_CAMERAS, "indoor": (1, 2)}[mode]
     per_camera = {"single": 1, "multi": 10}[gall_mode]
     return Selection(images.thermal), Selection(np.isin(images.camids, cameras), per_camera)
@@ -183,13 +198,13 @@ def sysu_junk_mask(
 
 
 def sysu_query(root: str, mode: str = "all") -> Split:
-    """All infrared images of the test persons: 3,803 in the real dataset, in every ``mode``."""
+    """List the queries, 3,803 in the real dataset: all infrared test images, in every ``mode``."""
     images = sysu_test(root)
     return images.take(np.flatnonzero(images.thermal))
 
 
 def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0) -> Split:
-    """The gallery of one trial, as `draw_seeded` draws it: 301 images by default, really."""
+    """List the gallery of one trial: 301 images in the real dataset by default."""
     images = sysu_test(root)
     choice = {"mode": mode, "gall_mode": gall_mode}
     (eval_trial,) = DATASETS["sysu"].eval_trials(images, choice, [trial])
@@ -200,9 +215,9 @@ def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial:
 
 
 def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
-    """The images that idx/<subset>_<modality>_<trial>.txt lists: 2,060 in the real dataset.
+    """Read idx/<subset>_<modality>_<trial>.txt: 2,060 images in the real dataset.
 
-    The person ids are the labels of the file: they name a person within one trial and subset.
+    The person ids are the labels of the file. They have a meaning within one trial and subset only.
 
     Args:
         root: folder of the dataset.
@@ -216,21 +231,21 @@ def regdb_split(root: str, trial: int, modality: str, subset: str) -> Split:
 
 
 def regdb_train(root: str, trial: int) -> tuple[Split, Split]:
-    """The visible and the thermal training images of a trial."""
+    """List the visible and the thermal training images of a trial."""
     visible = regdb_split(root, trial, "visible", "train")
     thermal = regdb_split(root, trial, "thermal", "train")
     return visible, thermal
 
 
 def regdb_test(root: str, trial: int) -> Split:
-    """The test images of a trial, the visible ones first."""
+    """List the test images of a trial, the visible ones first."""
     visible = regdb_split(root, trial, "visible", "test")
     thermal = regdb_split(root, trial, "thermal", "test")
     return concatenate(visible, thermal)
 
 
 def regdb_select(images: Split, search: str) -> tuple[Selection, Selection]:
-    """All visible images query all thermal ones ("v2t"), or the other way round ("t2v")."""
+    """All images of one modality query all of the other; "v2t": visible query thermal images."""
     query_is_thermal = search == "t2v"
     query = images.thermal == query_is_thermal
     return Selection(query), Selection(~query)
@@ -249,14 +264,14 @@ LLCM_CAMERAS = range(1, 10)  # a number occurs in both modalities
 
 
 def llcm_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
-    """The visible and the infrared training images, all with camera 0: lists do not tell it."""
+    """List the visible and the infrared training images, with camera 0: the lists tell none."""
     visible = images_in_list(root, "idx/train_vis.txt", 0, thermal=False)
     thermal = images_in_list(root, "idx/train_nir.txt", 0, thermal=True)
     return visible, thermal
 
 
 def llcm_test(root: str, trial: int | None = None) -> Split:
-    """All test images, the visible ones first: persons, cameras and names ascending."""
+    """List all test images, the visible ones first: persons, cameras and names ascending."""
     pids = sorted(set(read_ids(root, "idx/test_id.txt")))
     visible = images_in_folders(os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, ())
     thermal = images_in_folders(os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, LLCM_CAMERAS)
@@ -266,17 +281,17 @@ def llcm_test(root: str, trial: int | None = None) -> Split:
 def llcm_select(images: Split, search: str) -> tuple[Selection, Selection]:
     """All images of one modality query one image per person and camera of the other.
 
-    "t2v": infrared queries visible; "v2t": visible queries infrared. "v2t-published" turns "v2t"
-    round, as the dataset's own evaluation does: the drawn infrared images query all visible ones
+    "t2v": infrared query visible images; "v2t": visible query infrared images. In "v2t-published",
+    the dataset's own evaluation of "v2t", the drawn infrared images query all visible ones
     (FIDELITY 26).
     """
-    query_is_thermal = search == "t2v"
-    query = images.thermal == query_is_thermal
-    all_images = Selection(query)
-    drawn_images = Selection(~query, per_camera=1)
-    if search == "v2t-published":
-        return drawn_images, all_images
-    return all_images, drawn_images
+    thermal = images.thermal
+    visible = ~images.thermal
+    if search == "t2v":
+        return Selection(thermal), Selection(visible, per_camera=1)
+    if search == "v2t":
+        return Selection(visible), Selection(thermal, per_camera=1)
+    return Selection(thermal, per_camera=1), Selection(visible)
 
 
 def llcm_junk_mask(
@@ -294,7 +309,7 @@ def llcm_junk_mask(
 def indices_of_trials(
     images: Split, selection: Selection, trials: list[int], draw: DrawGallery
 ) -> list[np.ndarray]:
-    """The indices of the selected images, for each of the trials.
+    """Return the indices of the selected images, for each of the trials.
 
     Raises:
         InputError: there are none.
@@ -321,9 +336,9 @@ def indices_of_trials(
 
 
 def group_by_camera(images: Split, mask: np.ndarray) -> dict[tuple[int, int], list[int]]:
-    """{(person, camera): indices of their images, in the order of paths}, keys ascending."""
+    """Return {(person, camera): indices, in the order of paths}, keys ascending."""
     groups = {}
-    for i in sorted(np.flatnonzero(mask), key=images.paths.__getitem__):
+    for i in sorted(np.flatnonzero(mask), key=lambda i: images.paths[i]):
         key = (int(images.pids[i]), int(images.camids[i]))
         groups.setdefault(key, []).append(i)
     return dict(sorted(groups.items()))
@@ -332,10 +347,10 @@ def group_by_camera(images: Split, mask: np.ndarray) -> dict[tuple[int, int], li
 def draw_seeded(
     groups: dict[tuple[int, int], list[int]], per_camera: int, trial: int
 ) -> np.ndarray:
-    """Up to ``per_camera`` images of each person and camera, persons ascending, then cameras.
+    """Draw up to ``per_camera`` images of each person and camera: persons ascending, then cameras.
 
-    The trial is the seed (FIDELITY 11): of Python's generator for one image each, as in the
-    field's baseline, of numpy's for several.
+    The trial is the seed (FIDELITY 11). One image each is drawn by Python's generator, as in the
+    field's baseline; several are drawn by numpy's, without replacement.
     """
     python_random = random.Random(trial)
     numpy_random = np.random.RandomState(trial)
@@ -350,14 +365,14 @@ def draw_seeded(
 
 
 def keep_used(images: Split, trials: list[EvalTrial]) -> tuple[Split, list[EvalTrial]]:
-    """The images that some trial uses, each once, and the trials with indices into these."""
+    """Drop the images that no trial uses, and renumber the indices of the trials."""
     used = [trial.query for trial in trials] + [trial.gallery for trial in trials]
     used = np.unique(np.concatenate(used))
     new_trials = []
     for trial in trials:
         query = np.searchsorted(used, trial.query)
         gallery = np.searchsorted(used, trial.gallery)
-        new_trials.append(EvalTrial(trial.protocol, trial.trial, query, gallery))
+        new_trials.append(EvalTrial(trial.protocol, trial.number, query, gallery))
     return images.take(used), new_trials
 
 
@@ -365,15 +380,19 @@ def keep_used(images: Split, trials: list[EvalTrial]) -> tuple[Split, list[EvalT
 
 
 def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
-    """Warn if there are about as many persons as in the real dataset, but not as many images."""
+    """Warn if there are about as many persons as in the real dataset, but not as many images.
+
+    Small and synthetic datasets have other numbers of persons.
+    """
     expected = dataset.counts.get(subset)
     if not expected:
         return
     n_persons = len(np.unique(images.pids))
     n_thermal = int(images.thermal.sum())
     counts = (n_persons, len(images) - n_thermal, n_thermal)
+    known_counts = counts[: len(expected)]  # of LLCM only the persons are known
     is_about_as_large = abs(n_persons - expected[0]) <= expected[0] // 10
-    if is_about_as_large and counts[: len(expected)] != expected:
+    if is_about_as_large and known_counts != expected:
         log.warning(
             "%s: %d persons, %d visible and %d infrared images, but %s has %s: is it complete?",
             subset,
@@ -384,7 +403,7 @@ def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
 
 
 def keep_common_persons(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
-    """Both splits without persons who are missing from one, whom a warning names (FIDELITY 25)."""
+    """Drop persons who were seen in one modality only, and name them in a warning (FIDELITY 25)."""
     in_one_modality = np.setxor1d(visible.pids, thermal.pids)
     if len(in_one_modality):
         log.warning(
@@ -402,7 +421,7 @@ def keep_common_persons(visible: Split, thermal: Split, root: str) -> tuple[Spli
 
 
 def concatenate(visible: Split, thermal: Split) -> Split:
-    """The images of both, the visible ones first."""
+    """Join two splits, the visible one first."""
     return Split(
         visible.paths + thermal.paths,
         np.concatenate([visible.pids, thermal.pids]),
@@ -412,13 +431,13 @@ def concatenate(visible: Split, thermal: Split) -> Split:
 
 
 def relabel(pids: np.ndarray) -> np.ndarray:
-    """Class labels 0..n-1, in ascending order of person id (FIDELITY 2)."""
+    """Return class labels 0..n-1, in ascending order of person id (FIDELITY 2)."""
     _, labels = np.unique(pids, return_inverse=True)
     return labels
 
 
 def split_of_rows(rows: list[tuple[str, int, int, bool]]) -> Split:
-    """A `Split` from (path, person, camera, is infrared) rows."""
+    """Make a `Split` from (path, person, camera, is infrared) rows."""
     return Split(
         [path for path, _, _, _ in rows],
         np.array([pid for _, pid, _, _ in rows], np.int64),
@@ -430,7 +449,7 @@ def split_of_rows(rows: list[tuple[str, int, int, bool]]) -> Split:
 def images_in_folders(
     root: str, pids: Iterable[int], cameras: Iterable[int], thermal_cameras: Iterable[int]
 ) -> Split:
-    """The images in cam<camera>/<person, 4 digits>/ below ``root``."""
+    """List the images in cam<camera>/<person, 4 digits>/ below ``root``."""
     rows = []
     for pid in pids:
         for camid in cameras:
@@ -441,9 +460,9 @@ def images_in_folders(
 
 
 def image_files(folder: str) -> list[str]:
-    """Paths of the image files of a folder, sorted by name; other files are ignored (FIDELITY 25).
+    """Return the paths of a folder's image files, sorted; other files do not count (FIDELITY 25).
 
-    None where there is no such folder: not every person was seen by every camera.
+    The list is empty where there is no such folder: not every camera saw every person.
     """
     if not os.path.isdir(folder):
         return []
@@ -455,25 +474,29 @@ def image_files(folder: str) -> list[str]:
 
 
 def images_in_list(root: str, name: str, camid: int, thermal: bool) -> Split:
-    """The images that the file ``name`` lists: '<path below root> <person id>' a line."""
+    """Read a list of images, '<path below root> <person id>' a line."""
     index = os.path.join(root, *name.split("/"))
     rows = []
     for number, line in enumerate(read_text(index, root).splitlines(), 1):
         if not line.strip():
             continue
         match = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip())
-        path = match[1].rstrip() if match else ""
-        leaves_root = os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
-        if not match or leaves_root:
+        if match is None or leaves_folder(match[1]):
             raise InputError(
                 f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'"
             )
-        rows.append((os.path.join(root, path), int(match[2]), camid, thermal))
+        path = os.path.join(root, match[1].rstrip())
+        rows.append((path, int(match[2]), camid, thermal))
     return split_of_rows(rows)
 
 
+def leaves_folder(path: str) -> bool:
+    """Return whether a relative path may lead out of its folder."""
+    return os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
+
+
 def read_ids(root: str, name: str) -> list[int]:
-    """The person ids on the first line of a file, comma separated."""
+    """Read the person ids on the first line of a file, comma separated."""
     path = os.path.join(root, *name.split("/"))
     first_line = read_text(path, root).partition("\n")[0]
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", first_line):

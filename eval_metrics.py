@@ -1,219 +1,41 @@
 """Features -> distances -> CMC, mAP and mINP -> a table and JSON. numpy arrays in and out.
 
-Smaller distances are more alike. Every measure is computed for each query, and averaged over the
-queries that have a match in the gallery (FIDELITY 12). Equal distances keep the order of the
+A smaller distance means more alike. Every measure is computed for each query, and averaged over
+the queries that have a match in the gallery (FIDELITY 12). Equal distances keep the order of the
 gallery (FIDELITY 17).
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from data_manager import DATASETS, Dataset, EvalTrial, Split
 from utils import InputError
 
-FEATURE_KINDS = ("fc", "pool5")  # the outputs of the six heads, and the stripes before them
 RANKS = (1, 5, 10, 20)  # the reported ones
-MEASURES = {  # name in files -> name in print
-    "rank1": "rank-1",
-    "rank5": "rank-5",
-    "rank10": "rank-10",
-    "rank20": "rank-20",
-    "mAP": "mAP",
-    "mINP": "mINP",
-}
+MEASURES = {f"rank{rank}": f"rank-{rank}" for rank in RANKS}  # name in files -> name in print
+MEASURES |= {"mAP": "mAP", "mINP": "mINP"}
 BLOCK_SIZE = 2**18  # distances that are ranked at a time: they stay in the processor's cache
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a ranking, all in [0, 1]."""
-
-    cmc: np.ndarray  # (max_rank,): [r - 1] is the fraction of queries with a match up to rank r
-    mAP: float
-    mINP: float
-
-    def measures(self) -> dict[str, float]:
-        """What is reported of them, by the names of `MEASURES`."""
-        values = {
-            f"rank{rank}": float(self.cmc[rank - 1]) for rank in RANKS if rank <= len(self.cmc)
-        }
-        values["mAP"] = self.mAP
-        values["mINP"] = self.mINP
-        return values
-
-    def __str__(self) -> str:
-        return "  ".join(f"{MEASURES[name]} {value:.2%}" for name, value in self.measures().items())
-
-
-# ---- ranking ------------------------------------------------------------------------------------
-
-
-def rank_queries(
-    distmat: np.ndarray,
-    query_pids: np.ndarray,
-    gallery_pids: np.ndarray,
-    junk_mask: np.ndarray,
-    cmc_by_identity: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the first match of each query stands, its average precision, its inverse penalty.
-
-    Every query must have a match that is not junk.
-
-    Args:
-        distmat: (Q, G) finite distances.
-        query_pids: (Q,) person ids.
-        gallery_pids: (G,) person ids.
-        junk_mask: (Q, G) bool, gallery images that a query ignores.
-        cmc_by_identity: count the persons ahead of the first match, not the images.
-
-    Returns:
-        Three (Q,) arrays: the number of identities, or of images, ahead of the first match; the
-        average precision; the inverse negative penalty, matches / rank of the last match.
-    """
-    distances = np.where(junk_mask, np.inf, distmat)  # junk comes last
-    order = np.argsort(distances, axis=1)
-    ranked = np.take_along_axis(distances, order, axis=1)
-    # A stable sort is slower, and only rows with equal distances need it.
-    has_ties = ((ranked[:, 1:] == ranked[:, :-1]) & np.isfinite(ranked[:, 1:])).any(axis=1)
-    order[has_ties] = np.argsort(distances[has_ties], axis=1, kind="stable")
-
-    is_match = (gallery_pids[order] == query_pids[:, None]) & np.isfinite(ranked)
-    query, position = np.nonzero(is_match)  # of each match: query by query, best rank first
-    n_matches = np.bincount(query, minlength=len(query_pids))
-    last = np.cumsum(n_matches) - 1  # where the matches of a query end in these two lists
-    first = last - n_matches + 1
-    matches_so_far = np.arange(len(query)) - first[query] + 1
-
-    precision = matches_so_far / (position + 1)
-    average_precision = np.bincount(query, precision, len(query_pids)) / n_matches
-    inverse_penalty = n_matches / (position[last] + 1)
-    first_match = position[first]
-    if cmc_by_identity:
-        ahead = count_identities_ahead(order, gallery_pids, first_match)
-    else:
-        ahead = first_match
-    return ahead, average_precision, inverse_penalty
-
-
-def count_identities_ahead(
-    order: np.ndarray, gallery_pids: np.ndarray, first_match: np.ndarray
-) -> np.ndarray:
-    """How many persons have an image ahead of the first match.
-
-    Args:
-        order: (Q, G) the gallery images of each query, the most alike first.
-        gallery_pids: (G,) person ids.
-        first_match: (Q,) positions in ``order``.
-
-    Returns:
-        (Q,) numbers of persons.
-    """
-    position_of_image = np.empty(order.shape, np.int32)
-    positions = np.arange(order.shape[1], dtype=np.int32)
-    np.put_along_axis(position_of_image, order, positions[None], axis=1)
-    by_person = np.argsort(gallery_pids, kind="stable")
-    _, start_of_person = np.unique(gallery_pids[by_person], return_index=True)
-    # The best position of each person: (Q, persons).
-    best_position = np.minimum.reduceat(position_of_image[:, by_person], start_of_person, axis=1)
-    return (best_position < first_match[:, None]).sum(axis=1)
-
-
-def score(
-    distmat: "np.ndarray | Distances",
-    q_pids: np.ndarray,
-    g_pids: np.ndarray,
-    q_camids: np.ndarray,
-    g_camids: np.ndarray,
-    junk_mask: Callable[..., np.ndarray],
-    cmc_by_identity: bool,
-    max_rank: int = 20,
-) -> Scores:
-    """The scores of a ranking under the protocol of any dataset.
-
-    Args:
-        distmat: (Q, G) finite distances.
-        q_pids, g_pids: (Q,) and (G,) person ids.
-        q_camids, g_camids: (Q,) and (G,) camera numbers.
-        junk_mask: (q_pids, q_camids, g_pids, g_camids) -> (Q, G) bool, what a query ignores. It
-            is called for some queries at a time.
-        cmc_by_identity: CMC counts persons, each at their first image; otherwise images.
-        max_rank: length of the CMC. Beyond the gallery it keeps its last value (FIDELITY 13).
-
-    Raises:
-        InputError: lengths disagree, a distance is not finite, or no query has a match.
-    """
-    q_pids = np.asarray(q_pids)
-    g_pids = np.asarray(g_pids)
-    q_camids = np.asarray(q_camids)
-    g_camids = np.asarray(g_camids)
-    shape = (len(q_pids), len(g_pids))
-    if distmat.shape != shape or shape != (len(q_camids), len(g_camids)) or 0 in shape:
-        raise InputError(
-            f"distmat is {distmat.shape} for {shape[0]} queries, {shape[1]} gallery images"
-        )
-    blocks = []
-    n_rows = max(64, BLOCK_SIZE // len(g_pids))
-    for start in range(0, len(q_pids), n_rows):
-        rows = slice(start, start + n_rows)
-        distances = distmat[rows]
-        if not np.isfinite(distances).all():
-            raise InputError("some distances are not finite: the features are too large or broken")
-        junk = junk_mask(q_pids[rows], q_camids[rows], g_pids, g_camids)
-        has_match = ((q_pids[rows, None] == g_pids) & ~junk).any(axis=1)
-        pids = q_pids[rows][has_match]
-        results = rank_queries(distances[has_match], pids, g_pids, junk[has_match], cmc_by_identity)
-        blocks.append(results)
-    ahead = np.concatenate([block[0] for block in blocks])
-    average_precision = np.concatenate([block[1] for block in blocks])
-    inverse_penalty = np.concatenate([block[2] for block in blocks])
-    if not len(ahead):
-        raise InputError("no query has a match in the gallery")
-    cmc = (ahead[:, None] < np.arange(1, max_rank + 1)).mean(axis=0)
-    return Scores(cmc, float(average_precision.mean()), float(inverse_penalty.mean()))
-
-
-def eval_sysu(
-    distmat: "np.ndarray | Distances",
-    q_pids: np.ndarray,
-    g_pids: np.ndarray,
-    q_camids: np.ndarray,
-    g_camids: np.ndarray,
-    max_rank: int = 20,
-) -> Scores:
-    """`score` under SYSU-MM01's protocol: camera-3 queries ignore camera 2, CMC by identity."""
-    junk_mask = DATASETS["sysu"].junk_mask
-    return score(distmat, q_pids, g_pids, q_camids, g_camids, junk_mask, True, max_rank)
-
-
-def eval_regdb(
-    distmat: "np.ndarray | Distances",
-    q_pids: np.ndarray,
-    g_pids: np.ndarray,
-    max_rank: int = 20,
-) -> Scores:
-    """`score` under RegDB's protocol: there is no junk, and CMC counts images."""
-    q_camids = np.zeros(len(q_pids))
-    g_camids = np.zeros(len(g_pids))
-    junk_mask = DATASETS["regdb"].junk_mask
-    return score(distmat, q_pids, g_pids, q_camids, g_camids, junk_mask, False, max_rank)
 
 
 # ---- distances ----------------------------------------------------------------------------------
 
 
 class Distances:
-    """(Q, G) distances of features, computed for some queries at a time: ``distances[rows]``.
+    """(Q, G) distances of features. ``distances[rows]`` computes those of some queries.
+
+    So the whole matrix need not fit into memory.
 
     Args:
         query, gallery: (Q, dim) and (G, dim) features.
-        kind: "cosine" is minus the cosine similarity, which ranks as the original code's dot
-            product does; "euclidean" is the squared distance in float64, which ranks as SYSU-MM01's
-            official evaluation does.
+        kind: "cosine" is minus the cosine similarity: it gives the ranking of the original code's
+            dot product. "euclidean" is the squared distance in float64: it gives the ranking of
+            SYSU-MM01's official evaluation.
 
     Raises:
         InputError: there is no such kind, or a feature is zero, so that it has no cosine.
@@ -243,7 +65,7 @@ class Distances:
 
 
 def squared_lengths(features: np.ndarray) -> np.ndarray:
-    """(N, dim) -> (N,) float64."""
+    """(N, dim) -> (N,), summed in float64 without a copy of the features."""
     return np.einsum("nd,nd->n", features, features, dtype=np.float64)
 
 
@@ -254,6 +76,220 @@ def unit_length(features: np.ndarray) -> np.ndarray:
     if not ((squares > 0) & np.isfinite(squares)).all():
         raise InputError("a feature is zero or too large for a cosine: compare by another distance")
     return features / np.sqrt(squares).astype(features.dtype)[:, None]
+
+
+# ---- ranking ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a ranking, all in [0, 1]."""
+
+    cmc: np.ndarray  # (max_rank,): [r - 1] is the fraction of queries with a match up to rank r
+    mAP: float
+    mINP: float
+
+    def measures(self) -> dict[str, float]:
+        """What is reported of them, by the names of `MEASURES`."""
+        values = {
+            f"rank{rank}": float(self.cmc[rank - 1]) for rank in RANKS if rank <= len(self.cmc)
+        }
+        values["mAP"] = self.mAP
+        values["mINP"] = self.mINP
+        return values
+
+    def __str__(self) -> str:
+        return "  ".join(f"{MEASURES[name]} {value:.2%}" for name, value in self.measures().items())
+
+
+class QueryScores(NamedTuple):
+    """What the ranking of each query gives, (Q,) arrays."""
+
+    ahead: np.ndarray  # identities, or images, ahead of the first match
+    average_precision: np.ndarray
+    inverse_penalty: np.ndarray  # number of matches / rank of the last match
+
+
+def rank_queries(
+    distmat: np.ndarray,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    junk_mask: np.ndarray,
+    cmc_by_identity: bool,
+) -> QueryScores:
+    """Rank the gallery for each query, and return where its matches stand.
+
+    Every query must have a match that is not junk.
+
+    Args:
+        distmat: (Q, G) finite distances.
+        query_pids: (Q,) person ids.
+        gallery_pids: (G,) person ids.
+        junk_mask: (Q, G) bool, gallery images that a query ignores.
+        cmc_by_identity: count the persons ahead of the first match, not the images.
+    """
+    distances = np.where(junk_mask, np.inf, distmat)  # junk comes last
+    order = np.argsort(distances, axis=1)
+    ranked = np.take_along_axis(distances, order, axis=1)
+    is_junk = np.isinf(ranked)
+    # A stable sort is slower, and only rows with equal distances need it. They keep ``ranked``.
+    has_ties = ((ranked[:, 1:] == ranked[:, :-1]) & ~is_junk[:, 1:]).any(axis=1)
+    order[has_ties] = np.argsort(distances[has_ties], axis=1, kind="stable")
+
+    is_match = (gallery_pids[order] == query_pids[:, None]) & ~is_junk
+    query, position = np.nonzero(is_match)  # one entry for each match: by query, then by rank
+    n_matches = np.bincount(query, minlength=len(query_pids))
+    # The matches of query q are the entries first[q] to last[q] of these two lists.
+    last = np.cumsum(n_matches) - 1
+    first = last - n_matches + 1
+    matches_so_far = np.arange(len(query)) - first[query] + 1
+
+    precision = matches_so_far / (position + 1)
+    sums = np.bincount(query, weights=precision, minlength=len(query_pids))
+    first_match = position[first]
+    ahead = first_match
+    if cmc_by_identity:
+        ahead = count_identities_ahead(order, gallery_pids, first_match)
+    return QueryScores(
+        ahead=ahead,
+        average_precision=sums / n_matches,
+        inverse_penalty=n_matches / (position[last] + 1),
+    )
+
+
+def count_identities_ahead(
+    order: np.ndarray, gallery_pids: np.ndarray, first_match: np.ndarray
+) -> np.ndarray:
+    """Count the persons who have an image ahead of the first match.
+
+    Args:
+        order: (Q, G) the gallery images of each query, the most alike first.
+        gallery_pids: (G,) person ids.
+        first_match: (Q,) positions in ``order``.
+
+    Returns:
+        (Q,) numbers of persons.
+    """
+    position_of_image = np.empty(order.shape, np.int32)
+    positions = np.arange(order.shape[1], dtype=np.int32)
+    np.put_along_axis(position_of_image, order, positions[None], axis=1)
+    by_person = np.argsort(gallery_pids, kind="stable")
+    _, start_of_person = np.unique(gallery_pids[by_person], return_index=True)
+    # The best position of each person: (Q, persons).
+    best_position = np.minimum.reduceat(position_of_image[:, by_person], start_of_person, axis=1)
+    return (best_position < first_match[:, None]).sum(axis=1)
+
+
+def score(
+    distmat: np.ndarray | Distances,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    *,
+    junk_mask: Callable[..., np.ndarray],
+    cmc_by_identity: bool,
+    max_rank: int = 20,
+) -> Scores:
+    """Return the scores of a ranking under the protocol of any dataset.
+
+    Args:
+        distmat: (Q, G) finite distances.
+        q_pids, g_pids: (Q,) and (G,) person ids.
+        q_camids, g_camids: (Q,) and (G,) camera numbers.
+        junk_mask: (q_pids, q_camids, g_pids, g_camids) -> (Q, G) bool, what a query ignores. It
+            is called for some queries at a time.
+        cmc_by_identity: CMC counts persons, each at their first image; otherwise images.
+        max_rank: length of the CMC. Beyond the gallery it keeps its last value (FIDELITY 13).
+
+    Raises:
+        InputError: lengths disagree, a distance is not finite, or no query has a match.
+    """
+    q_pids = np.asarray(q_pids)
+    g_pids = np.asarray(g_pids)
+    q_camids = np.asarray(q_camids)
+    g_camids = np.asarray(g_camids)
+    check_shapes(distmat, q_pids, g_pids, q_camids, g_camids)
+    blocks = []
+    n_rows = max(64, BLOCK_SIZE // len(g_pids))  # few rows at a time would be slow
+    for start in range(0, len(q_pids), n_rows):
+        rows = slice(start, start + n_rows)
+        distances = distmat[rows]
+        if not np.isfinite(distances).all():
+            raise InputError("some distances are not finite: the features are too large or broken")
+        junk = junk_mask(q_pids[rows], q_camids[rows], g_pids, g_camids)
+        has_match = ((q_pids[rows, None] == g_pids) & ~junk).any(axis=1)
+        block = rank_queries(
+            distances[has_match],
+            q_pids[rows][has_match],
+            g_pids,
+            junk[has_match],
+            cmc_by_identity,
+        )
+        blocks.append(block)
+    ahead = np.concatenate([block.ahead for block in blocks])
+    average_precision = np.concatenate([block.average_precision for block in blocks])
+    inverse_penalty = np.concatenate([block.inverse_penalty for block in blocks])
+    if not len(ahead):
+        raise InputError("no query has a match in the gallery")
+    cmc = (ahead[:, None] < np.arange(1, max_rank + 1)).mean(axis=0)
+    return Scores(cmc, float(average_precision.mean()), float(inverse_penalty.mean()))
+
+
+def check_shapes(
+    distmat: np.ndarray | Distances,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+) -> None:
+    shape = (len(q_pids), len(g_pids))
+    camera_shape = (len(q_camids), len(g_camids))
+    if distmat.shape != shape or camera_shape != shape or 0 in shape:
+        raise InputError(
+            f"distmat is {distmat.shape} for {shape[0]} queries and {shape[1]} gallery images "
+            f"with {camera_shape} camera numbers"
+        )
+
+
+def eval_sysu(
+    distmat: np.ndarray | Distances,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    max_rank: int = 20,
+) -> Scores:
+    """`score` under SYSU-MM01's protocol: camera-3 queries ignore camera 2, CMC by identity."""
+    return score(
+        distmat,
+        q_pids,
+        g_pids,
+        q_camids,
+        g_camids,
+        junk_mask=DATASETS["sysu"].junk_mask,
+        cmc_by_identity=True,
+        max_rank=max_rank,
+    )
+
+
+def eval_regdb(
+    distmat: np.ndarray | Distances,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    max_rank: int = 20,
+) -> Scores:
+    """`score` under RegDB's protocol: there is no junk, and CMC counts images."""
+    return score(
+        distmat,
+        q_pids,
+        g_pids,
+        q_camids=np.zeros(len(q_pids)),
+        g_camids=np.zeros(len(g_pids)),
+        junk_mask=DATASETS["regdb"].junk_mask,
+        cmc_by_identity=False,
+        max_rank=max_rank,
+    )
 
 
 # ---- trials -------------------------------------------------------------------------------------
@@ -271,14 +307,14 @@ def score_trial(
         gallery.pids,
         query.camids,
         gallery.camids,
-        dataset.junk_mask,
-        dataset.cmc_by_identity,
+        junk_mask=dataset.junk_mask,
+        cmc_by_identity=dataset.cmc_by_identity,
     )
 
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """How large a trial is. ``chance`` is the rank-1 to expect of a random ranking."""
+    """How large a trial is. ``chance`` is the expected rank-1 of a random ranking."""
 
     queries: int
     without_match: int
@@ -314,12 +350,12 @@ class TrialCounts:
 
 
 def modality_centers(
-    values: np.ndarray, images: Split
+    features: np.ndarray, images: Split
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The centers of all persons who were seen in both modalities.
+    """Return the centers of all persons who were seen in both modalities.
 
     Args:
-        values: (N, dim) features.
+        features: (N, dim).
         images: the N images.
 
     Returns:
@@ -330,22 +366,22 @@ def modality_centers(
     thermal_centers = []
     for pid in pids:
         is_of_person = images.pids == pid
-        visible_centers.append(values[is_of_person & ~images.thermal].mean(axis=0))
-        thermal_centers.append(values[is_of_person & images.thermal].mean(axis=0))
+        visible_centers.append(features[is_of_person & ~images.thermal].mean(axis=0))
+        thermal_centers.append(features[is_of_person & images.thermal].mean(axis=0))
     return pids, np.array(visible_centers), np.array(thermal_centers)
 
 
-def center_distances(values: np.ndarray, images: Split) -> dict[str, float]:
-    """Mean Euclidean distances of visible centers to infrared ones: what the loss acts on.
+def center_distances(features: np.ndarray, images: Split) -> dict[str, float]:
+    """Return mean Euclidean distances of visible centers to infrared ones: what the loss acts on.
 
     Returns:
         {"own": of the same person, "other": of two persons}; {} if fewer than two persons were
         seen in both modalities.
     """
-    pids, visible, thermal = modality_centers(values, images)
+    pids, visible, thermal = modality_centers(features, images)
     if len(pids) < 2:
         return {}
-    distances = np.array([np.linalg.norm(center - thermal, axis=1) for center in visible])
+    distances = np.array([np.linalg.norm(center - thermal, axis=1) for center in visible])  # (P, P)
     is_same_person = np.eye(len(pids), dtype=bool)
     return {
         "own": float(distances[is_same_person].mean()),
@@ -359,7 +395,7 @@ def center_distances(values: np.ndarray, images: Split) -> dict[str, float]:
 class Results:
     """Scores of several kinds of features under the protocols of a dataset, trial by trial.
 
-    Beside the features stands "chance": random rankings, drawn with ``seed``.
+    A further kind, "chance", has the scores of random rankings, drawn with ``seed``.
 
     Args:
         dataset: whose rules hold.
@@ -385,7 +421,7 @@ class Results:
         for kind, values in features.items():
             distmat = self.compare(values[trial.query], values[trial.gallery])
             self.add_scores(trial, images, kind, distmat)
-        rng = np.random.default_rng([self.seed, trial.trial])
+        rng = np.random.default_rng([self.seed, trial.number])
         random_distances = rng.random((len(trial.query), len(trial.gallery)))
         self.add_scores(trial, images, "chance", random_distances)
 
@@ -393,10 +429,10 @@ class Results:
         self, trial: EvalTrial, images: Split, kind: str, distmat: np.ndarray | Distances
     ) -> None:
         trials = self.scores.setdefault((trial.protocol, kind), {})
-        trials[trial.trial] = score_trial(trial, images, distmat, self.dataset)
+        trials[trial.number] = score_trial(trial, images, distmat, self.dataset)
 
     def mean_and_std(self, protocol: str, kind: str) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean and deviation of each measure over the trials."""
+        """Return mean and (population) deviation of each measure over the trials."""
         trials = [scores.measures() for scores in self.scores[protocol, kind].values()]
         mean = {}
         std = {}
@@ -407,14 +443,13 @@ class Results:
         return mean, std
 
     def table(self) -> str:
-        """What was ranked, then a row of percentages for each protocol and kind of features."""
+        """Return what was ranked, then a row of percentages for each protocol and kind."""
         lines = [f"{protocol}: {counts}" for protocol, counts in self.counts.items()]
         heads = "".join(f"{name:>14s}" for name in MEASURES.values())
         lines += ["", f"{'protocol':26s}{'features':9s}{heads}"]
-        n_trials = 0
-        for (protocol, kind), trials in self.scores.items():
+        n_trials = max(len(trials) for trials in self.scores.values())
+        for protocol, kind in self.scores:
             mean, std = self.mean_and_std(protocol, kind)
-            n_trials = len(trials)
             cells = ""
             for name in MEASURES:
                 cell = f"{100 * mean[name]:.2f}"
@@ -422,14 +457,13 @@ class Results:
                     cell += f" ± {100 * std[name]:4.2f}"
                 cells += f"{cell:>14s}"
             lines.append(f"{protocol:26s}{kind:9s}{cells}")
+        unit = "%"
         if n_trials > 1:
-            lines.append(f"%, mean ± deviation over {n_trials} trials")
-        else:
-            lines.append("%")
-        return "\n".join(lines)
+            unit += f", mean ± deviation over {n_trials} trials"
+        return "\n".join([*lines, unit])
 
     def near_chance(self) -> list[str]:
-        """In words, the protocols and features whose rank-1 is below twice that of chance."""
+        """Return in words which protocols and kinds have a rank-1 below twice that of chance."""
         words = []
         for protocol, kind in self.scores:
             mean, _ = self.mean_and_std(protocol, kind)
@@ -438,7 +472,7 @@ class Results:
                 words.append(f"{protocol} {kind} {mean['rank1']:.1%}")
         return words
 
-    def log(self, options: list[str], trained: bool = True) -> None:
+    def report(self, options: list[str], trained: bool = True) -> None:
         """Log the table and the ``options`` in use; warn of a trained network near chance."""
         used = ""
         if options:
@@ -452,7 +486,7 @@ class Results:
             )
 
     def to_json(self) -> dict:
-        """All scores, as plain types."""
+        """Return all scores as plain types."""
         rows = []
         for (protocol, kind), trials in self.scores.items():
             mean, std = self.mean_and_std(protocol, kind)

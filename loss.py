@@ -11,7 +11,10 @@ def l2_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def l1_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(..., dim), (..., dim) -> (...): the mean absolute difference, as in the original code."""
+    """(..., dim), (..., dim) -> (...): the mean absolute difference, as in the original code.
+
+    It is a mean where l2 is a sum, so that it needs a larger --w-hc.
+    """
     return (a - b).abs().mean(-1)
 
 
@@ -20,51 +23,58 @@ def cos_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
-DISTANCES = {"l2": l2_distance, "l1": l1_distance, "cos": cos_distance}
+CENTER_DISTANCES = {"l2": l2_distance, "l1": l1_distance, "cos": cos_distance}
 
 
 def person_centers(feats: Tensor, labels: Tensor, persons: Tensor) -> Tensor:
-    """The mean feature of each of some persons.
+    """Return the mean feature of each of some persons.
 
     Args:
         feats: (..., N, dim).
         labels: (N,) the person of each row.
-        persons: (P,) labels, each of which may occur several times.
+        persons: (P,) labels; a person who occurs twice gets two equal centers.
 
     Returns:
-        (..., P, dim); NaN for a person without rows.
+        (..., P, dim), a center for each entry of ``persons``; NaN for a person without rows.
     """
     is_of_person = (persons[:, None] == labels).to(feats)  # (P, N)
     return is_of_person @ feats / is_of_person.sum(1, keepdim=True)
 
 
 class HeteroCenterLoss(nn.Module):
-    """Sum over the persons of a batch of max(0, d(visible center, thermal center) - margin).
+    """The sum over the persons of a batch of max(0, d(visible center, thermal center) - margin).
 
     Args:
         margin: distance up to which two centers cost nothing.
-        dist_type: d, a key of `DISTANCES`.
+        dist_type: d, a key of `CENTER_DISTANCES`.
     """
 
     def __init__(self, margin: float = 0.0, dist_type: str = "l2"):
         super().__init__()
         self.margin = margin
-        self.distance = DISTANCES[dist_type]
+        self.distance = CENTER_DISTANCES[dist_type]
 
     def forward(
         self, visible: Tensor, thermal: Tensor, visible_labels: Tensor, thermal_labels: Tensor
     ) -> Tensor:
-        """(..., N, dim) and (..., M, dim) features of the same persons, in any order -> (...).
+        """Return the loss, one value for each leading index.
 
-        Rows are grouped by label (FIDELITY 19).
+        Args:
+            visible, thermal: (..., N, dim) and (..., M, dim) features.
+            visible_labels, thermal_labels: (N,) and (M,), the same persons in any order: rows are
+                grouped by label (FIDELITY 19).
+
+        Returns:
+            (...); NaN if a person has visible rows only.
         """
-        # One center for each visible row. To find the distinct persons first, by torch.unique,
-        # would make the program wait for the GPU.
+        # Each person appears once for each of their visible rows. torch.unique would find the
+        # distinct persons, but make the program wait for the GPU.
         visible_centers = person_centers(visible, visible_labels, visible_labels)
         thermal_centers = person_centers(thermal, thermal_labels, visible_labels)
         distance = self.distance(visible_centers, thermal_centers)  # (..., N)
         # relu keeps NaN, and gives persons within the margin a 0 with a gradient (FIDELITY 18).
         beyond_margin = F.relu(distance - self.margin)
+        # Dividing by a person's number of rows makes this a sum over persons.
         rows_of_person = (visible_labels[:, None] == visible_labels).sum(1)  # (N,)
         return (beyond_margin / rows_of_person).sum(-1)
 
@@ -72,7 +82,8 @@ class HeteroCenterLoss(nn.Module):
 class Criterion(nn.Module):
     """Cross-entropy plus ``w_hc`` times the Hetero-Center loss, for each stripe.
 
-    A further term of the loss is one more entry of the dict and one more summand of "loss".
+    To add a term, add it to ``loss`` and return it under its own name, one value for each stripe.
+    A term with parameters of its own also needs a group in `train.build_optimizer`.
 
     Args:
         w_hc: weight of the Hetero-Center loss.
@@ -91,7 +102,7 @@ class Criterion(nn.Module):
     def forward(
         self, logits: Tensor, feats: Tensor, visible_labels: Tensor, thermal_labels: Tensor
     ) -> dict[str, Tensor]:
-        """The losses of each stripe by name.
+        """Return the losses of each stripe by name.
 
         Args:
             logits: (S, N + M, n_class) of S stripes, N visible rows and then M thermal ones.
@@ -100,17 +111,18 @@ class Criterion(nn.Module):
 
         Returns:
             {"loss": what is minimised, "CE": cross-entropy, "HC": Hetero-Center loss}, (S,) each.
+            The mean over the processes is that of the whole batch.
         """
         labels = torch.cat([visible_labels, thermal_labels])
         visible, thermal = feats.split([len(visible_labels), len(thermal_labels)], dim=1)
 
         ce = torch.stack([F.cross_entropy(stripe_logits, labels) for stripe_logits in logits])
         hc = self.hetero_center(visible, thermal, visible_labels, thermal_labels)
-        # Gradients are averaged over processes, but HC sums over persons, of whom each process
-        # has its own (FIDELITY 10).
+        # DDP averages gradients over the processes. A sum over persons, of whom each process has
+        # its own, must add up instead (FIDELITY 10).
         hc = self.world_size * hc
 
         loss = ce
-        if self.w_hc:
+        if self.w_hc:  # 0 * inf would be NaN
             loss = loss + self.w_hc * hc
         return {"loss": loss, "CE": ce, "HC": hc}

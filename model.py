@@ -4,22 +4,24 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from eval_metrics import FEATURE_KINDS
-from utils import InputError, read_torch_file, resource_advice, short_reason
+import utils
+from utils import InputError
+
+FEATURE_KINDS = ("fc", "pool5")  # the outputs of the heads, and the stripes before them
 
 # ---- backbones ----------------------------------------------------------------------------------
 
 
-class MapResNet(ResNet):
+class ResNetTrunk(ResNet):
     """torchvision's ResNet up to its feature map, with stride 1 in layer4.
 
     (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up. ``fc`` is unused: it is
@@ -28,6 +30,7 @@ class MapResNet(ResNet):
 
     def __init__(self, block: type[nn.Module], layers: list[int]):
         super().__init__(block, layers)
+        # The block has one convolution with stride 2, and its shortcut another.
         for module in self.layer4[0].modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
@@ -53,34 +56,31 @@ class Backbone:
     imagenet_weights: Callable[[], dict[str, Tensor]]  # its state_dict, trained on ImageNet
 
 
-def build_resnet50() -> nn.Module:
-    return MapResNet(Bottleneck, [3, 4, 6, 3])
-
-
-def build_resnet18() -> nn.Module:
-    return MapResNet(BasicBlock, [2, 2, 2, 2])
-
-
-def resnet50_weights() -> dict[str, Tensor]:
-    """torchvision's first ImageNet weights, downloaded once."""
-    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
-    return weights.get_state_dict(check_hash=True)
-
-
-def resnet18_weights() -> dict[str, Tensor]:
-    """torchvision's first ImageNet weights, downloaded once."""
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+def torchvision_weights(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:
+    """Return the state_dict of some torchvision weights, downloaded once."""
     return weights.get_state_dict(check_hash=True)
 
 
 BACKBONES = {  # by --arch
-    "resnet50": Backbone(build_resnet50, 2048, resnet50_weights),
-    "resnet18": Backbone(build_resnet18, 512, resnet18_weights),
+    "resnet50": Backbone(
+        build=partial(ResNetTrunk, Bottleneck, [3, 4, 6, 3]),
+        channels=2048,
+        imagenet_weights=partial(
+            torchvision_weights, torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+        ),
+    ),
+    "resnet18": Backbone(
+        build=partial(ResNetTrunk, BasicBlock, [2, 2, 2, 2]),
+        channels=512,
+        imagenet_weights=partial(
+            torchvision_weights, torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+        ),
+    ),
 }
 
 
 def build_backbone(arch: str, pretrained: str) -> nn.Module:
-    """A backbone with pretrained weights.
+    """Build a backbone with pretrained weights.
 
     Args:
         arch: a key of `BACKBONES`.
@@ -98,15 +98,15 @@ def build_backbone(arch: str, pretrained: str) -> nn.Module:
         weights = download_weights(arch)
     else:
         try:
-            weights = read_torch_file(pretrained)
+            weights = utils.read_torch_file(pretrained)
         except InputError as error:
             raise InputError(f"--pretrained {pretrained}: {error}") from error
     try:
         backbone.load_state_dict(weights)
-    except (TypeError, RuntimeError, AttributeError) as error:  # of another network
-        if resource_advice(error):
+    except (TypeError, RuntimeError, AttributeError) as error:  # the weights of another network
+        if utils.resource_advice(error):
             raise
-        reason = short_reason(error)
+        reason = utils.short_reason(error)
         raise InputError(
             f"--pretrained {pretrained} does not hold {arch} weights ({reason})"
         ) from error
@@ -117,10 +117,10 @@ def download_weights(arch: str) -> dict[str, Tensor]:
     try:
         return BACKBONES[arch].imagenet_weights()
     except (OSError, RuntimeError) as error:  # no network, no disk space, a wrong hash
-        if resource_advice(error):
+        if utils.resource_advice(error):
             raise
         folder = f"{torch.hub.get_dir()}/checkpoints"
-        reason = short_reason(error)
+        reason = utils.short_reason(error)
         raise InputError(
             f"--pretrained imagenet: the weights of {arch} cannot be downloaded ({reason}): put "
             f"torchvision's IMAGENET1K_V1 into {folder}, or give --pretrained FILE or none"
@@ -133,8 +133,9 @@ def download_weights(arch: str) -> dict[str, Tensor]:
 class EmbedNet(nn.Module):
     """Two backbones without shared weights, then stripe heads that both modalities share.
 
-    The state_dict has the keys, shapes and order of the published checkpoints. Heads are
-    ``feature1``, ``feature2``, ..., classifiers ``classifier1``, ...: each may be replaced.
+    The state_dict has the keys, shapes and order of the published checkpoints. The modules
+    ``feature1``, ``feature2``, ... are the heads, ``classifier1``, ... the classifiers: set one to
+    another module of the same input and output sizes to replace it.
 
     Args:
         n_class: number of training persons (395 for SYSU-MM01, 206 for RegDB).
@@ -142,11 +143,11 @@ class EmbedNet(nn.Module):
         drop: dropout rate before the classifiers; 0 leaves the layer out.
         arch: a key of `BACKBONES`.
         num_parts: number of horizontal stripes.
-        pretrained: weights that both backbones start from, as `build_backbone` takes it. Random
-            weights, too, are the same for both.
+        pretrained: the weights of both backbones, as `build_backbone` takes it. Both start
+            equal, with random weights, too.
 
     Raises:
-        InputError: there is no such backbone, or its pretrained weights cannot be had.
+        InputError: there is no such backbone, or its pretrained weights cannot be loaded.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class EmbedNet(nn.Module):
         backbone = build_backbone(arch, pretrained)
         channels = BACKBONES[arch].channels
         self.feature_dims = {"fc": num_parts * low_dim, "pool5": num_parts * channels}
-        # The nested names are those of the published checkpoints.
+        # The names of modules are those of the published checkpoints.
         self.visible_net = nn.ModuleDict({"visible": backbone})
         self.thermal_net = nn.ModuleDict({"thermal": copy.deepcopy(backbone)})
         for i in range(1, num_parts + 1):
@@ -249,7 +250,7 @@ class StripeClassifier(nn.Sequential):
 
 
 def stripe_window(rows: int, num_parts: int = 6) -> tuple[int, int]:
-    """Rows of a feature map in a stripe, and rows from one stripe to the next.
+    """Return (height, stride) of the stripes, in rows of the feature map.
 
     Stripes overlap where ``num_parts`` does not divide ``rows`` (FIDELITY 20).
 
@@ -259,8 +260,8 @@ def stripe_window(rows: int, num_parts: int = 6) -> tuple[int, int]:
     if rows < num_parts:
         least_height = 16 * num_parts - 15  # the backbone makes one row of 16 pixels, rounded up
         raise InputError(
-            f"images are not tall enough: {rows} rows of features for --num-parts {num_parts}: "
-            f"give --img-h {least_height} or more, or fewer parts"
+            f"images are not tall enough for --num-parts {num_parts}: they give {rows} rows of "
+            f"features; --img-h must be {least_height} or more"
         )
     stride = rows // num_parts
     height = rows - (num_parts - 1) * stride
@@ -269,23 +270,23 @@ def stripe_window(rows: int, num_parts: int = 6) -> tuple[int, int]:
 
 def pool_stripes(maps: Tensor, num_parts: int) -> tuple[Tensor, ...]:
     """(N, C, rows, columns) maps -> num_parts x (N, C): the mean of each horizontal stripe."""
-    # (N, rows, C): with the channels last, the gradient of channels_last maps is so, too.
+    # As (N, rows, C), so that the gradient of channels_last maps stays channels_last.
     means_of_rows = maps.permute(0, 2, 3, 1).mean(2)
     height, stride = stripe_window(means_of_rows.shape[1], num_parts)
     if height == stride:
-        # The same as below, in steps that torch.compile makes faster code of.
+        # The same result as below; torch.compile generates faster code for it.
         return means_of_rows.unflatten(1, (num_parts, height)).mean(2).unbind(1)
     return means_of_rows.unfold(1, height, stride).mean(3).unbind(1)
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """(N, dim) -> (N, dim) rows of length 1, float32 or wider."""
+    """(..., dim) -> (..., dim) of length 1, in float32 or wider."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast it is half precision
-    return x / x.norm(dim=1, keepdim=True)  # without an epsilon, as in the original code
+    return x / x.norm(dim=-1, keepdim=True)  # without an epsilon, as in the original code
 
 
 def to_device(net: EmbedNet, device: torch.device) -> EmbedNet:
-    """Move a network to ``device``, in the memory format of the images."""
+    """Move a network to ``device``, in the memory format of the images: channels_last."""
     return net.to(device, memory_format=torch.channels_last)
 
 
@@ -293,7 +294,7 @@ def to_device(net: EmbedNet, device: torch.device) -> EmbedNet:
 
 
 def load_network(checkpoint: dict, path: str, drop: float | None = None) -> EmbedNet:
-    """The network of a checkpoint.
+    """Build the network of a checkpoint, with its weights.
 
     Args:
         checkpoint: what `utils.load_checkpoint` read from ``path``.
@@ -304,25 +305,30 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
         InputError: the checkpoint does not hold a network of this method.
     """
     config = checkpoint["config"]
+    for name in ("n_class", "low_dim", "arch", "num_parts"):
+        if name not in config:
+            raise InputError(f"{path} does not hold a network of this method: give another file")
+    if config["arch"] not in BACKBONES:
+        raise InputError(f"{path} holds a network of another backbone: {config['arch']}")
     rate = config.get("drop")
     if rate is None:
         rate = drop or 0.5  # any rate: the layer must be there, and testing does not use it
+    net = EmbedNet(
+        config["n_class"],
+        config["low_dim"],
+        rate,
+        config["arch"],
+        config["num_parts"],
+        pretrained="none",
+    )
     try:
-        net = EmbedNet(
-            config["n_class"],
-            config["low_dim"],
-            rate,
-            config["arch"],
-            config["num_parts"],
-            pretrained="none",
-        )
         net.load_state_dict(checkpoint["net"])
-    except Exception as error:  # malformed configs and weights make PyTorch raise many types
-        if resource_advice(error):
+    except Exception as error:  # malformed weights make PyTorch raise many types
+        if utils.resource_advice(error):
             raise
-        reason = short_reason(error)
+        reason = utils.short_reason(error)
         raise InputError(
-            f"{path} does not hold a network of this method ({reason}): give another --resume"
+            f"{path} does not hold a network of this method ({reason}): give another file"
         ) from error
     return net
 
@@ -335,7 +341,7 @@ def extract_features(
     kinds: tuple[str, ...] = FEATURE_KINDS,
     flip: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Embed images; each rank embeds its own ``batches``, and all get the features of all.
+    """Embed images. Each rank embeds its own ``batches``, and gets the features of all images.
 
     Args:
         net: the network, in any mode; it is evaluated, without autocast.
@@ -363,7 +369,7 @@ def extract_features(
             for kind in kinds:
                 both = embedded[kind] + mirrored[kind]
                 stripes = both.unflatten(1, (net.num_parts, -1))
-                embedded[kind] = F.normalize(stripes, dim=2).flatten(1)
+                embedded[kind] = l2_normalise(stripes).flatten(1)
         for kind in kinds:
             values = embedded[kind].cpu()
             if not values.isfinite().all():
@@ -373,7 +379,7 @@ def extract_features(
                 )
             features[kind][torch.from_numpy(indices)] = values
     net.train(was_training)
-    if dist.is_initialized():
+    if utils.is_distributed():
         for values in features.values():
             dist.all_reduce(values)  # each row is zero on all ranks but one
     return {kind: values.numpy() for kind, values in features.items()}

@@ -2,7 +2,7 @@
 
     python pre_process_sysu.py
 
-The dataset's folder gets train_rgb_resized_img.npy (N, 288, 144, 3) uint8,
+The script writes into the dataset's folder: train_rgb_resized_img.npy (N, 288, 144, 3) uint8,
 train_rgb_resized_label.npy (N,), and the same two with ir. Labels are 0..n-1 in ascending order of
 person id.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from data_loader import array_files, batches_of, read_images
+from data_loader import array_files, chunks_of, read_images
 from data_manager import DATASETS, Split, check_counts, concatenate, relabel, sysu_train
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     utils.add_image_flags(parser, {"sysu": DATASETS["sysu"]})
     parser.set_defaults(data_path=DATASETS["sysu"].defaults["data_path"])
     parser.add_argument(
-        "--force", action="store_true", help="make the arrays again, though they match"
+        "--force", action="store_true", help="write the arrays, even if they are there and match"
     )
     return parser
 
 
 def arrays_match(files: tuple[str, str], split: Split, size: tuple[int, int]) -> bool:
-    """Whether two files hold the images and labels of a split, and are newer than its images."""
+    """Return whether two files are the arrays of a split, and newer than its images."""
     images_file, labels_file = files
     try:
         images = np.load(images_file, mmap_mode="r")
@@ -49,13 +49,13 @@ def arrays_match(files: tuple[str, str], split: Split, size: tuple[int, int]) ->
 def write_images(path: str, split: Split, size: tuple[int, int], workers: int) -> None:
     """Write the images of a split as an .npy file, (N, height, width, 3) uint8.
 
-    Memory never holds more than some batches of them.
+    It does so batch by batch: the whole array never is in memory.
     """
     shape = (len(split), *size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with open(path, "wb") as file, tqdm(total=len(split), unit=" images", disable=None) as bar:
         np.lib.format.write_array_header_1_0(file, header)
-        for batch in read_images(batches_of(split.paths), size, workers):
+        for batch in read_images(chunks_of(split.paths), size, workers):
             file.write(batch.numpy().data)
             bar.update(len(batch))
 
@@ -66,16 +66,16 @@ def write_arrays(
     size: tuple[int, int],
     workers: int,
 ) -> None:
-    """Write images and labels of both modalities, so that a kill never leaves a mixture.
+    """Write images and labels of both modalities; a kill never leaves new images with old labels.
 
-    When all four new files are written, the old labels are removed. Then the images get their
-    names, and then the labels. A kill in between leaves images without labels, which is noticed.
+    All four files are written under other names. Then the old labels are removed, the images get
+    their names, and last the labels. After a kill in between, `load_arrays` finds no labels.
     """
     label_files = [labels for _, labels in files.values()]
     image_files = [images for images, _ in files.values()]
     with contextlib.ExitStack() as stack:
         partial = {}
-        # Files get their names when the stack unwinds, in reverse order: images first.
+        # Files get their names at the end of this block, in reverse order: images before labels.
         for path in label_files + image_files:
             partial[path] = stack.enter_context(utils.atomic_write(path))
         for modality, split in splits.items():
@@ -107,7 +107,7 @@ def main() -> None:
     lock = os.path.join(root, "pre_process.lock")
     with utils.lock_file(lock, "another process writes these arrays"):
         if any(os.path.exists(images) for images, _ in files.values()):
-            log.warning("the arrays that are there are replaced, now %d x %d pixels", *size)
+            log.warning("the arrays that are there are replaced: %d x %d pixels", *size)
         write_arrays(files, splits, size, args.workers)
     log.info("written: %s", os.path.join(root, "train_{rgb,ir}_resized_{img,label}.npy"))
 

@@ -4,9 +4,9 @@
     python test.py --dataset regdb --resume NAME --trial 1 --model-path DIR
     python test.py --dataset regdb --resume '..._trial{trial}_last.t' --trial all --search both
 
-Each image is embedded once, whatever the number of trials and protocols. The shape of the network
-and the size of images are read from the checkpoint. --log-path gets test_<name>.log, and
-test_<name>.json with the scores of every trial. The rows "chance" are random rankings of the same
+Each image is embedded once, whatever the number of trials and protocols. The checkpoint tells the
+shape of the network and the size of images. The script writes test_<name>.log, and test_<name>.json
+with the scores of every trial, to --log-path. The rows "chance" are random rankings of the same
 lists. The training flags of the published commands are accepted and ignored.
 
 SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does.
@@ -27,8 +27,8 @@ from tqdm import tqdm
 import utils
 from data_loader import ImageBatches
 from data_manager import DATASETS, Dataset, EvalTrial, Split, keep_used
-from eval_metrics import FEATURE_KINDS, Results
-from model import BACKBONES, EmbedNet, extract_features, load_network, to_device
+from eval_metrics import Results
+from model import BACKBONES, FEATURE_KINDS, EmbedNet, extract_features, load_network, to_device
 
 NETWORK_DEFAULTS = {"arch": "resnet50", "low_dim": 512, "num_parts": 6, "img_h": 288, "img_w": 144}
 TRAINING_FLAGS = (  # of the published commands; they have a value each
@@ -53,13 +53,14 @@ log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     utils.add_shared_flags(parser, DATASETS, BACKBONES)
-    # None: the checkpoint's.
-    parser.set_defaults(**dict.fromkeys(NETWORK_DEFAULTS), drop=None)
+    # The checkpoint's values hold, unless --pretrained asks for an untrained network.
+    for name in (*NETWORK_DEFAULTS, "drop"):
+        parser.set_defaults(**{name: None})
     add = parser.add_argument
     trials = [*(str(trial) for trial in range(1, 11)), "all"]
     add("--trial", default="1", choices=trials, help="RegDB's trial (%(default)s)")
     utils.add_protocol_flags(parser, DATASETS)
-    add("--tvsearch", dest="search", action="store_const", const="t2v", help="= --search t2v")
+    add("--tvsearch", dest="search", action="store_const", const="t2v", help="same as --search t2v")
     add("--pretrained", help="score an untrained network instead: imagenet, none or a file")
     kinds = [*FEATURE_KINDS, "both"]
     add("--features", choices=kinds, default="both", help="features to score (%(default)s)")
@@ -90,25 +91,31 @@ def parse_args() -> argparse.Namespace:
     parser = build_parser()
     args = utils.parse(parser)
     utils.fill_dataset_defaults(args, DATASETS)
-    dataset = DATASETS[args.dataset]
     if bool(args.resume) == bool(args.pretrained):
         parser.error("give a checkpoint by --resume, or --pretrained none for an untrained network")
-    args.trials = [None]
-    if dataset.one_model_per_trial:
-        args.trials = list(dataset.trials) if args.trial == "all" else [int(args.trial)]
+    n_models = len(model_trials(args))
     for flag in ("resume", "save_features"):
         name = getattr(args, flag)
-        if name and len(args.trials) > 1 and "{trial}" not in name:
-            parser.error(
-                f"--trial all needs ten files: write {{trial}} into {utils.flag_text(flag, name)}"
-            )
+        if name and n_models > 1 and "{trial}" not in name:
+            words = utils.flag_text(flag, name)
+            parser.error(f"--trial all needs ten files: write {{trial}} for the number in {words}")
     if args.save_features and not args.save_features.endswith(".npz"):
         parser.error(f"--save-features {args.save_features}: give a name that ends in .npz")
     return args
 
 
+def model_trials(args: argparse.Namespace) -> list[int | None]:
+    """Return the trials that have a model of their own to test; [None] for one model for all."""
+    dataset = DATASETS[args.dataset]
+    if not dataset.one_model_per_trial:
+        return [None]
+    if args.trial == "all":
+        return list(dataset.trials)
+    return [int(args.trial)]
+
+
 def report_ignored_flags(args: argparse.Namespace, dataset: Dataset) -> None:
-    """Say which flags are not used: those of training, and those of other datasets' protocols."""
+    """Log which flags are not used: those of training, and those of other datasets' protocols."""
     if "ignored" in args:
         log.info("note: only training uses %s: ignored", ", ".join(args.ignored))
     for flag in utils.PROTOCOL_FLAGS:
@@ -116,16 +123,16 @@ def report_ignored_flags(args: argparse.Namespace, dataset: Dataset) -> None:
             log.warning("%s has no --%s: ignored", dataset.title, flag.replace("_", "-"))
 
 
-def with_trial(name: str, trial: int | None) -> str:
-    """A file name with the number of its trial in place of {trial}."""
+def fill_trial(name: str, trial: int | None) -> str:
+    """Put the number of a trial in place of {trial} in a file name."""
     return name if trial is None else name.replace("{trial}", str(trial))
 
 
 def network_name(args: argparse.Namespace) -> str:
-    """What files of results call the network: its checkpoint, or what is untrained; its sizes."""
+    """Name the network for output files: its checkpoint, or "untrained", and unusual sizes."""
     if args.resume:
         words = [os.path.basename(args.resume).removesuffix(".t")]
-        sizes = ("img_h", "img_w")  # which published checkpoints do not tell
+        sizes = ("img_h", "img_w")  # published checkpoints do not tell them
     else:
         arch = args.arch or NETWORK_DEFAULTS["arch"]
         words = ["untrained", arch, os.path.basename(args.pretrained)]
@@ -138,23 +145,32 @@ def network_name(args: argparse.Namespace) -> str:
 
 
 def output_name(args: argparse.Namespace, dataset: Dataset) -> str:
-    """The stem of the log and of the result file: the network, the protocols and the options."""
+    """Name the log and the result file: the network, the protocols and the options."""
     words = dataset.protocol_values(vars(args))
     if dataset.one_model_per_trial:
         words.insert(0, f"trial-{args.trial}")
     if args.features != "both":
         words.append(args.features)
-    if args.flip:
-        words.append("flip")
+    words += option_names(args)
     return f"test_{network_name(args)}_{'-'.join(words)}"
 
 
+def option_names(args: argparse.Namespace) -> list[str]:
+    """Return the options that change scores, for the table and the names of files."""
+    options = []
+    if args.flip:
+        options.append("flip")
+    if args.precision != "tf32":
+        options.append(args.precision)
+    return options
+
+
 def sources_of_results(args: argparse.Namespace) -> list[str]:
-    """What the results come from: the dataset's folder and the checkpoints."""
+    """Return what the results come from: the dataset's folder and the checkpoints."""
     sources = [os.path.abspath(args.data_path)]
-    for trial in args.trials:
+    for trial in model_trials(args):
         if args.resume:
-            path = utils.find_checkpoint(with_trial(args.resume, trial), args.model_path)
+            path = utils.find_checkpoint(fill_trial(args.resume, trial), args.model_path)
             sources.append(os.path.abspath(path))
         elif args.pretrained in ("imagenet", "none"):
             sources.append(f"seed {args.seed}")
@@ -167,7 +183,7 @@ def sources_of_results(args: argparse.Namespace) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Test:
+class ModelTest:
     """What one network is tested on."""
 
     trial: int | None  # of a dataset with a model for each trial
@@ -185,32 +201,33 @@ def main() -> None:
     utils.seed_everything(args.seed)
     utils.set_precision(args.precision, device)
 
-    # What is missing is better known now than after the first trial.
+    # Find and list everything first: what is missing ends the program before the first test.
     sources = sources_of_results(args)
     utils.check_results_path(f"{output}.json", sources)
-    tests = [load_test(trial, dataset, args) for trial in args.trials]
+    make_feature_folders(args)
+    model_tests = [list_test(trial, dataset, args) for trial in model_trials(args)]
 
     results = Results(dataset, args.seed)
     networks = []
-    for test in tests:
-        net, network = open_network(test.trial, args)
-        networks.append(network)
+    for model_test in model_tests:
+        images = model_test.images
+        net, description = open_network(model_test.trial, args)
+        networks.append(description)
         net = to_device(net, device)
-        features = embed_images(net, network, test.images, device, args)
+        features = embed_images(net, description, images, device, args)
         if utils.rank() > 0:
             continue
-        for eval_trial in tqdm(test.eval_trials, "score", disable=None, leave=False):
-            results.add(eval_trial, test.images, features)
+        for eval_trial in tqdm(model_test.eval_trials, "score", disable=None, leave=False):
+            results.add(eval_trial, images, features)
         if args.save_features:
-            path = with_trial(args.save_features, test.trial)
-            save_features(path, test.images, features, network, args.data_path)
+            path = fill_trial(args.save_features, model_test.trial)
+            save_features(path, images, features, description, args.data_path)
 
     if utils.rank() == 0:
-        options = ["flip"] if args.flip else []
-        results.log(options, trained=bool(args.resume))
+        results.report(option_names(args), trained=bool(args.resume))
         header = {
             "flags": vars(args),
-            "options": options,
+            "options": option_names(args),
             "versions": utils.versions(),
             "networks": networks,
             "sources": sources,
@@ -219,85 +236,112 @@ def main() -> None:
         log.info("all trials: %s.json", output)
 
 
-def load_test(trial: int | None, dataset: Dataset, args: argparse.Namespace) -> Test:
-    """The images and trials of one network; only images that are used, unless features are kept."""
+def make_feature_folders(args: argparse.Namespace) -> None:
+    if args.save_features:
+        for trial in model_trials(args):
+            folder = os.path.dirname(fill_trial(args.save_features, trial))
+            os.makedirs(folder or ".", exist_ok=True)
+
+
+def list_test(trial: int | None, dataset: Dataset, args: argparse.Namespace) -> ModelTest:
+    """List images and trials of one network. Without --save-features, drop unused images."""
     images = dataset.test(args.data_path, trial)
     trials = None if trial is None else [trial]
     eval_trials = dataset.eval_trials(images, vars(args), trials)
-    if args.save_features:
-        folder = os.path.dirname(with_trial(args.save_features, trial))
-        os.makedirs(folder or ".", exist_ok=True)
-    else:
+    if not args.save_features:
         images, eval_trials = keep_used(images, eval_trials)
-    return Test(trial, images, eval_trials)
+    return ModelTest(trial, images, eval_trials)
 
 
 def open_network(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet, dict]:
-    """The network to test, and what is known of it, for the files of results and features.
+    """Open the network to test; return it and its description, for results and features.
 
     That is the --resume checkpoint (of RegDB the one of ``trial``), or an untrained network.
     """
-    network = dict(NETWORK_DEFAULTS)
+    if args.resume:
+        net, description = open_trained(trial, args)
+    else:
+        net, description = build_untrained(args)
+    description["flip"] = args.flip
+    description["trial"] = trial
+    # tools.make_synthetic marks its datasets with this file.
+    description["synthetic"] = os.path.exists(os.path.join(args.data_path, "synthetic.json"))
+    return net, description
+
+
+def build_untrained(args: argparse.Namespace) -> tuple[EmbedNet, dict]:
+    """Build an untrained network with the sizes of the flags; return it and its description."""
+    description = given_or_default(args)
+    net = EmbedNet(
+        n_class=1,
+        low_dim=description["low_dim"],
+        arch=description["arch"],
+        num_parts=description["num_parts"],
+        pretrained=args.pretrained,
+    )
+    return net, description | {"n_class": 1, "checkpoint": None, "epoch": None}
+
+
+def given_or_default(args: argparse.Namespace) -> dict:
+    """Return the shape of the network and the size of images, as far as the flags tell them."""
+    values = dict(NETWORK_DEFAULTS)
     for name in NETWORK_DEFAULTS:
         if getattr(args, name) is not None:
-            network[name] = getattr(args, name)
-    network |= {"n_class": 1, "checkpoint": None, "epoch": None, "flip": args.flip, "trial": trial}
-    # tools.make_synthetic marks its trees with this file.
-    network["synthetic"] = os.path.exists(os.path.join(args.data_path, "synthetic.json"))
-    if not args.resume:
-        net = EmbedNet(
-            n_class=1,
-            low_dim=network["low_dim"],
-            arch=network["arch"],
-            num_parts=network["num_parts"],
-            pretrained=args.pretrained,
-        )
-        return net, network
+            values[name] = getattr(args, name)
+    return values
 
+
+def open_trained(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet, dict]:
+    """Open the --resume checkpoint; return its network and its description."""
     flags = {name: getattr(args, name) for name in NETWORK_DEFAULTS}
     flags |= {"dataset": args.dataset, "trial": trial, "drop": args.drop}
-    checkpoint, path = utils.open_checkpoint(with_trial(args.resume, trial), args.model_path, flags)
+    checkpoint, path = utils.open_checkpoint(fill_trial(args.resume, trial), args.model_path, flags)
     config = checkpoint["config"]
     if trial is not None and "trial" not in config:
         log.warning("%s does not say its trial: make sure that it was trained on %d", path, trial)
     log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
-    net = load_network(checkpoint, path, args.drop)
+    description = given_or_default(args)
     for name in (*NETWORK_DEFAULTS, "n_class"):
         if name in config:
-            network[name] = config[name]
-    network["checkpoint"] = path
-    network["epoch"] = checkpoint.get("epoch")
-    return net, network
+            description[name] = config[name]
+    description["checkpoint"] = path
+    description["epoch"] = checkpoint.get("epoch")
+    return load_network(checkpoint, path, args.drop), description
 
 
 def embed_images(
-    net: EmbedNet, network: dict, images: Split, device: torch.device, args: argparse.Namespace
+    net: EmbedNet, description: dict, images: Split, device: torch.device, args: argparse.Namespace
 ) -> dict[str, np.ndarray]:
-    """The kinds of features that --features asks for, (N, dim) each."""
-    size = (network["img_h"], network["img_w"])
+    """Compute the kinds of features that --features asks for, (N, dim) each."""
     batches = ImageBatches(
-        images, size, args.test_batch, args.workers, device, utils.rank(), utils.world_size()
+        images,
+        (description["img_h"], description["img_w"]),
+        args.test_batch,
+        args.workers,
+        device,
+        utils.rank(),
+        utils.world_size(),
     )
-    is_silent = utils.rank() > 0 or None  # None: silent where the screen is no terminal
-    bar = tqdm(batches, f"embed {len(images)} images", disable=is_silent, leave=False)
+    hide_bar = True if utils.rank() > 0 else None  # None: hide it where the screen is no terminal
+    batches = tqdm(batches, f"embed {len(images)} images", disable=hide_bar, leave=False)
     kinds = FEATURE_KINDS if args.features == "both" else (args.features,)
-    return extract_features(net, bar, len(images), kinds, args.flip)
+    return extract_features(net, batches, len(images), kinds, args.flip)
 
 
 def save_features(
-    path: str, images: Split, features: dict[str, np.ndarray], network: dict, root: str
+    path: str, images: Split, features: dict[str, np.ndarray], description: dict, root: str
 ) -> None:
     """Write fc and pool5 (N, dim), the columns of `Split`, and the network, for tools.score."""
-    paths = [os.path.relpath(path, root).replace(os.sep, "/") for path in images.paths]
+    names = [os.path.relpath(file, root).replace(os.sep, "/") for file in images.paths]
     with utils.atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(
             file,
             **features,
-            paths=np.array(paths),
+            paths=np.array(names),
             pids=images.pids,
             camids=images.camids,
             thermal=images.thermal,
-            network=json.dumps(network),
+            network=json.dumps(description),
         )
     log.info("features: %s", path)
 

@@ -4,9 +4,10 @@
     python train.py --dataset sysu --lr 0.008 --epochs 60 --w_hc 0.6 --per_img 8
     python train.py --dataset regdb --lr 0.0098 --epochs 80 --w_hc 0.58 --per_img 8 --trial 1
 
-Every second epoch is tested. --model-path gets <run>_last.t after each epoch, <run>_best.t (best
-rank-1 of fc features, selected on test data) and <run>_epoch_<n>.t. --log-path gets <run>.log and
-<run>/metrics.jsonl. The same command with --resume last resumes a run after its last epoch.
+The script tests every second epoch. It writes <run>_last.t after each epoch, <run>_best.t (the best
+rank-1 of fc features, selected on test data) and <run>_epoch_<n>.t to --model-path, <run>.log and
+<run>/metrics.jsonl to --log-path. The same command with --resume last resumes a run after its last
+finished epoch.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -26,29 +27,36 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from data_loader import IdentitySampler, ImageBatches, TrainBatches, load_training_set
-from data_manager import DATASETS, EvalTrial, Split, keep_used
+from data_loader import (
+    IdentitySampler,
+    ImageBatches,
+    TrainBatches,
+    TrainingSet,
+    load_training_set,
+)
+from data_manager import DATASETS, Dataset, EvalTrial, Split, keep_used
 from eval_metrics import Distances, Scores, center_distances, score_trial
-from loss import DISTANCES, Criterion
+from loss import CENTER_DISTANCES, Criterion
 from model import BACKBONES, EmbedNet, extract_features, load_network, to_device
 from utils import InputError
 
 LOG_EVERY = 20  # steps
-TEST_EVERY = 2  # epochs
+TEST_EVERY = 2  # epochs, after epoch 0, as in the original code
+KEEP_AFTER = 10  # --save-epoch keeps checkpoints of later epochs only, as in the original code
 RUNTIME_FLAGS = (  # may change when a run is resumed; all others are the experiment
-    "data_path",
-    "workers",
-    "resume",
-    "model_path",
-    "log_path",
-    "test_batch",
-    "gpu",
-    "method",
-    "epochs",
-    "save_epoch",
-    "test_only",
     "cache",
+    "data_path",
+    "epochs",
+    "gpu",
+    "log_path",
+    "method",
+    "model_path",
+    "resume",
+    "save_epoch",
     "tensorboard",
+    "test_batch",
+    "test_only",
+    "workers",
 )
 
 log = logging.getLogger(__name__)
@@ -60,88 +68,130 @@ log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     utils.add_shared_flags(parser, DATASETS, BACKBONES)
-    add_method_flags(parser.add_argument_group("the method and its training"))
-    add_machine_flags(parser.add_argument_group("precision, GPUs, reproducibility"))
-    add_runtime_flags(parser.add_argument_group("may change when a run is resumed"))
+    add_method_flags(parser.add_argument_group("method and training").add_argument)
+    add_machine_flags(parser.add_argument_group("precision and reproducibility").add_argument)
+    add_run_flags(parser.add_argument_group("the run and its files").add_argument)
     return parser
 
 
-def add_method_flags(group: argparse.ArgumentParser) -> None:
-    """The method's own numbers, the optimizer and the batches."""
-    add = group.add_argument
+def add_method_flags(add: Callable) -> None:
+    """Add the method's own numbers, the optimizer and the batches."""
     lr = utils.defaults_of_datasets(DATASETS, "lr")
     w_hc = utils.defaults_of_datasets(DATASETS, "w_hc")
-    positive_int = utils.positive_int
-    non_negative_float = utils.non_negative_float
-    distances = list(DISTANCES)
     add("--trial", type=int, choices=range(1, 11), default=1, help="RegDB's trial (%(default)s)")
-    add("--lr", type=utils.positive_float, help=f"learning rate, of the backbones a tenth ({lr})")
-    add("--w-hc", type=non_negative_float, help=f"weight of the Hetero-Center loss ({w_hc})")
-    add("--thd", type=non_negative_float, default=0.0, help="margin of the Hetero-Center loss (0)")
-    add("--dist-type", choices=distances, default="l2", help="distance of centers (l2, squared)")
-    add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
-    add("--batch-size", type=positive_int, default=32, help="images per modality in a batch (32)")
-    add("--per-img", type=positive_int, default=8, help="of them, images per person (8)")
-    add("--pretrained", default="imagenet", help="start from: imagenet, none or a file (imagenet)")
-    add("--mode", choices=["all", "indoor"], default="all", help="SYSU-MM01 search of _best (all)")
-
-
-def add_machine_flags(group: argparse.ArgumentParser) -> None:
-    """How the numbers are computed."""
-    add = group.add_argument
-    yes_or_no = argparse.BooleanOptionalAction
-    precisions = utils.PRECISIONS
-    add("--seed", type=utils.non_negative_int, default=1, help="random seed (%(default)s)")
-    add("--precision", choices=precisions, default="tf32", help="tf32 is PyTorch's default (tf32)")
-    add("--deterministic", action=yes_or_no, default=True, help="same result on a GPU each time")
-    add("--sync-bn", action=yes_or_no, default=True, help="BatchNorm sees the batch of all GPUs")
+    add("--lr", type=utils.positive_float, help=f"learning rate; the backbones' is 1/10 ({lr})")
+    add("--w-hc", type=utils.non_negative_float, help=f"weight of the Hetero-Center loss ({w_hc})")
     add(
-        "--compile",
-        action=yes_or_no,
-        default=False,
-        help="compile the network: a slow start, then faster",
+        "--thd",
+        type=utils.non_negative_float,
+        default=0.0,
+        help="margin of the Hetero-Center loss (%(default)s)",
+    )
+    add(
+        "--dist-type",
+        choices=list(CENTER_DISTANCES),
+        default="l2",
+        help="distance between centers; l2 is squared (%(default)s)",
+    )
+    add("--optim", choices=["sgd", "adam"], default="sgd", help="optimizer (%(default)s)")
+    add(
+        "--batch-size",
+        type=utils.positive_int,
+        default=32,
+        help="images of each modality in a batch, on all GPUs together (%(default)s)",
+    )
+    add(
+        "--per-img",
+        type=utils.positive_int,
+        default=8,
+        help="images of each person and modality in a batch (%(default)s)",
+    )
+    add(
+        "--pretrained",
+        default="imagenet",
+        help="weights of the backbones to start from: imagenet, none or a file (%(default)s)",
+    )
+    add(
+        "--mode",
+        choices=["all", "indoor"],
+        default="all",
+        help="SYSU-MM01's gallery in the tests during training (%(default)s)",
     )
 
 
-def add_runtime_flags(group: argparse.ArgumentParser) -> None:
-    """Flags of `RUNTIME_FLAGS` that test.py does not have."""
-    add = group.add_argument
+def add_machine_flags(add: Callable) -> None:
+    """Add how the numbers are computed."""
     yes_or_no = argparse.BooleanOptionalAction
-    caches = ["auto", "device", "host"]
+    add("--seed", type=utils.non_negative_int, default=1, help="random seed (%(default)s)")
+    add(
+        "--precision",
+        choices=utils.PRECISIONS,
+        default="tf32",
+        help="tf32 is PyTorch's own default (%(default)s)",
+    )
+    add(
+        "--deterministic", action=yes_or_no, default=True, help="use deterministic algorithms (yes)"
+    )
+    add("--sync-bn", action=yes_or_no, default=True, help="share BatchNorm's batch over GPUs (yes)")
+    add("--compile", action=yes_or_no, default=False, help="compile the network (no)")
+
+
+def add_run_flags(add: Callable) -> None:
+    """Add flags that may change when a run is resumed: they are in `RUNTIME_FLAGS`."""
+    yes_or_no = argparse.BooleanOptionalAction
     epochs = utils.defaults_of_datasets(DATASETS, "epochs")
-    non_negative_int = utils.non_negative_int
-    add("--epochs", type=non_negative_int, help=f"last epoch: N trains epochs 0 to N ({epochs})")
-    save_help = "after epoch 10, also keep a checkpoint every N epochs; 0: none (20)"
-    add("--save-epoch", type=non_negative_int, default=20, metavar="N", help=save_help)
     add("--method", default="id", help="run-name prefix (%(default)s)")
+    add(
+        "--epochs",
+        type=utils.non_negative_int,
+        help=f"number of the last epoch: N trains N + 1 epochs, 0 to N ({epochs})",
+    )
+    add(
+        "--save-epoch",
+        type=utils.non_negative_int,
+        default=20,
+        metavar="N",
+        help="after epoch 10, also keep a checkpoint every N epochs; 0: none (%(default)s)",
+    )
     add("--test-only", action="store_true", help="test the --resume checkpoint, then stop")
-    add("--cache", choices=caches, default="auto", help="where training images are kept (auto)")
-    add("--tensorboard", action=yes_or_no, default=True, help="write TensorBoard scalars")
+    add(
+        "--cache",
+        choices=["auto", "device", "host"],
+        default="auto",
+        help="where training images are kept (%(default)s)",
+    )
+    add("--tensorboard", action=yes_or_no, default=True, help="write TensorBoard scalars (yes)")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the flags of train.py; those that the dataset does not have become None."""
     args = utils.parse(build_parser(), argv)
     utils.fill_dataset_defaults(args, DATASETS)
-    if not DATASETS[args.dataset].one_model_per_trial:
+    dataset = DATASETS[args.dataset]
+    if not dataset.one_model_per_trial:
         args.trial = None
+    if "mode" not in dataset.protocol_flags:
+        args.mode = None
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("--precision fp16 needs a GPU: give bf16, or leave it out")
     return args
 
 
 def experiment_flags(args: argparse.Namespace) -> dict[str, object]:
-    """The flags that decide what is computed."""
+    """Return the flags that decide what is computed."""
     return {name: value for name, value in vars(args).items() if name not in RUNTIME_FLAGS}
 
 
 def run_name(args: argparse.Namespace) -> str:
-    """The stem of the run's files: experiment flags that are not at their default are spelt out."""
+    """Name the files of a run: its main flags, and all experiment flags that are not at default."""
     parser = build_parser()
     name = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}"
     if args.trial is not None:
         name += f"_trial{args.trial}"
     for flag, value in experiment_flags(args).items():
-        if flag in ("dataset", "arch", "lr", "w_hc", "trial") or value == parser.get_default(flag):
+        if flag in ("dataset", "arch", "lr", "w_hc", "trial"):
+            continue
+        if value is None or value == parser.get_default(flag):
             continue
         word = flag.replace("_", "")
         if value is True:
@@ -149,7 +199,7 @@ def run_name(args: argparse.Namespace) -> str:
         elif value is False:
             name += f"_no{word}"
         else:
-            name += f"_{word}{os.path.basename(str(value))}"
+            name += f"_{word}{os.path.basename(str(value))}"  # --pretrained may be a path
     return name
 
 
@@ -158,76 +208,83 @@ def run_name(args: argparse.Namespace) -> str:
 
 def main() -> None:
     args = parse_args()
+    dataset = DATASETS[args.dataset]
     name = run_name(args)
     utils.start_log(args, os.path.join(args.log_path, f"{name}.log"))
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     utils.set_precision(args.precision, device)
 
-    test_images, test_trial = load_test_set(args)
+    test_images, test_trial = load_test_set(dataset, args)
     if args.test_only:
-        test_checkpoint(name, test_images, test_trial, device, args)
+        score_checkpoint(name, test_images, test_trial, device, args)
         return
 
     with lock_run(name, args):
-        checkpoint = find_run(name, args)
+        checkpoint, checkpoint_path = open_run(name, args)
         size = (args.img_h, args.img_w)
-        train_set = load_training_set(
-            DATASETS[args.dataset], args.data_path, args.trial, size, args.workers
-        )
-        log.info(
-            "train: %d persons, %d visible and %d infrared images",
-            train_set.n_class,
-            len(train_set.visible),
-            len(train_set.thermal),
-        )
-        sampler = IdentitySampler(
-            train_set.visible_labels,
-            train_set.thermal_labels,
-            args.batch_size,
-            args.per_img,
-            args.seed,
-        )
-        batches = TrainBatches(
-            train_set, sampler, size, device, args.cache, utils.rank(), utils.world_size()
-        )
+        train_set = load_training_set(dataset, args.data_path, args.trial, size, args.workers)
+        batches = build_batches(train_set, device, args)
 
-        net = build_network(train_set.n_class, checkpoint, args)
+        net = build_network(train_set.n_class, checkpoint, checkpoint_path, args)
         net = to_device(net, device)
-        wrapped_net = wrap_network(net, args)
         criterion = Criterion(args.w_hc, args.thd, args.dist_type, utils.world_size())
+        # It shares weights with ``net``, which is tested and saved.
+        wrapped_net = wrap_network(net, args)
         optimizer = build_optimizer(net, args)
         scaler = torch.amp.GradScaler(enabled=args.precision == "fp16")
-        run = Run(name, train_set.n_class, args)
-        start_epoch = run.resume(checkpoint, net, optimizer, scaler)
+        record = RunRecord(name, train_set.n_class, args)
+        start_epoch = record.resume(checkpoint, checkpoint_path, optimizer, scaler)
 
         for epoch in range(start_epoch, args.epochs + 1):
             utils.seed_epoch(args.seed, epoch)
-            lr = learning_rate(epoch, args.lr)
-            set_learning_rate(optimizer, lr)
-            metrics = {"epoch": epoch, "lr": lr}
-            metrics |= train_epoch(wrapped_net, criterion, optimizer, batches, epoch, args, scaler)
+            set_learning_rate(optimizer, learning_rate(epoch, args.lr))
+            metrics = train_epoch(wrapped_net, criterion, optimizer, batches, epoch, args, scaler)
             scores = None
             if epoch > 0 and epoch % TEST_EVERY == 0:
                 scores, test_metrics = evaluate(net, test_images, test_trial, device, args)
                 metrics |= test_metrics
-            run.finish_epoch(epoch, metrics, scores, net, optimizer, scaler)
-        log.info("epoch %d was the last one; to score it: %s", run.epoch, score_command(run, args))
+            record.finish_epoch(epoch, metrics, scores, net, optimizer, scaler)
+    log.info("done after epoch %d; score it: %s", record.epoch, score_command(record, args))
+
+
+def build_batches(
+    train_set: TrainingSet, device: torch.device, args: argparse.Namespace
+) -> TrainBatches:
+    """Make the batches of all epochs: which images, which of them mirrored, and on which rank."""
+    sampler = IdentitySampler(
+        train_set.visible_labels,
+        train_set.thermal_labels,
+        args.batch_size,
+        args.per_img,
+        args.seed,
+    )
+    return TrainBatches(
+        train_set,
+        sampler,
+        (args.img_h, args.img_w),
+        device,
+        args.cache,
+        utils.rank(),
+        utils.world_size(),
+    )
 
 
 def learning_rate(epoch: int, base_lr: float) -> float:
-    """The rate of heads and classifiers: base_lr before epoch 30, a tenth before 60, then 1/100."""
+    """Return base_lr before epoch 30, a tenth of it before epoch 60, then a hundredth."""
     return base_lr * 0.1 ** min(epoch // 30, 2)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Each parameter group gets ``lr`` times its own factor, "lr_scale"."""
+    """Give each parameter group ``lr`` times its own factor, "lr_scale"."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
-def build_network(n_class: int, checkpoint: dict | None, args: argparse.Namespace) -> EmbedNet:
-    """A new network; or the one of a checkpoint, whose weights need no pretrained ones."""
+def build_network(
+    n_class: int, checkpoint: dict | None, path: str, args: argparse.Namespace
+) -> EmbedNet:
+    """Build a new network, or the one of the checkpoint, which was read from ``path``."""
     if checkpoint is None:
         return EmbedNet(
             n_class, args.low_dim, args.drop, args.arch, args.num_parts, args.pretrained
@@ -235,24 +292,26 @@ def build_network(n_class: int, checkpoint: dict | None, args: argparse.Namespac
     trained_persons = checkpoint["config"].get("n_class")
     if trained_persons != n_class:
         raise InputError(
-            f"{args.resume} was trained on {trained_persons} persons, "
+            f"{path} was trained on {trained_persons} persons, "
             f"but --data-path {args.data_path} has {n_class}"
         )
-    if checkpoint["config"].get("drop", 0) is None and not args.drop:
+    # Published checkpoints do not tell the rate of their dropout.
+    rate_is_unknown = checkpoint["config"].get("drop", 0.0) is None
+    if rate_is_unknown and not args.drop:
         raise InputError(
-            f"{args.resume} was trained with dropout, but does not say at which rate: give --drop"
+            f"{path} was trained with dropout, but does not say at which rate: give --drop"
         )
-    return load_network(checkpoint, args.resume, args.drop)
+    return load_network(checkpoint, path, args.drop)
 
 
 def wrap_network(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
-    """The network as training calls it: distributed under torchrun, and compiled by --compile.
+    """Wrap a network for training: distributed under torchrun, and compiled by --compile.
 
     Gradients are averaged over the ranks, and BatchNorm sees the whole batch (FIDELITY 10).
     """
     wrapped_net = net
     if utils.is_distributed():
-        if args.sync_bn:
+        if args.sync_bn:  # this replaces the BatchNorm layers of ``net`` itself
             wrapped_net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         try:
             wrapped_net = DistributedDataParallel(wrapped_net)
@@ -264,25 +323,27 @@ def wrap_network(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
 
 
 def build_optimizer(net: EmbedNet, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam, weight decay 5e-4 (``args.optim``, ``args.lr``).
+    """Build SGD with Nesterov momentum, or Adam, weight decay 5e-4 (``args.optim``, ``args.lr``).
 
-    Group 0 is the two backbones at a tenth of the rate. As in the original code, a group for each
-    head and classifier follows. A further group's "lr" is kept in proportion to ``args.lr``.
+    Group 0 is the two backbones, at a tenth of the rate. As in the original code, a group for each
+    head and classifier follows. Every group needs an "lr_scale", its factor of the rate.
     """
     backbones = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
-    groups = [{"params": backbones, "lr": 0.1 * args.lr}]
+    groups = [{"params": backbones, "lr_scale": 0.1}]
     for module in net.heads + net.classifiers:
-        groups.append({"params": module.parameters(), "lr": args.lr})
-    for group in groups:
-        group["lr_scale"] = group["lr"] / args.lr
+        groups.append({"params": module.parameters(), "lr_scale": 1.0})
 
     if args.optim == "adam":
-        return torch.optim.Adam(groups, weight_decay=5e-4, fused=True)
-    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
-    # Momentum starts at zero. Fused SGD would leave it undefined if the first fp16 step overflows.
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        optimizer = torch.optim.Adam(groups, weight_decay=5e-4, fused=True)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
+        )
+        # Fused SGD would leave momentum undefined if the first fp16 step overflows.
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    set_learning_rate(optimizer, args.lr)
     return optimizer
 
 
@@ -294,14 +355,14 @@ def train_step(
     amp_dtype: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One update of the network. The program does not wait for the GPU.
+    """Update the network once. The losses stay on the GPU, for which the program does not wait.
 
     Args:
         net: gives (logits, feats), as `EmbedNet` does in training.
         criterion: gives the losses by name; "loss" is minimised.
         optimizer: of the parameters of ``net``.
         batch: (visible, thermal, visible_labels, thermal_labels), as `TrainBatches` yields them.
-        amp_dtype: the network is computed in it under autocast, losses in float32 or wider.
+        amp_dtype: autocast computes the network in it; losses are in float32 or wider.
         scaler: of the gradients, which torch.float16 needs.
 
     Returns:
@@ -318,7 +379,8 @@ def train_step(
     if scaler is None:
         scaler = torch.amp.GradScaler(enabled=False)  # which does nothing
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(losses["loss"].sum()).backward()  # the sum over the stripes
+    # As in the original code the stripes' losses are added; the log shows their mean.
+    scaler.scale(losses["loss"].sum()).backward()
     scaler.step(optimizer)
     scaler.update()
 
@@ -336,54 +398,57 @@ def train_epoch(
     args: argparse.Namespace,
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, float]:
-    """Train one epoch; the means over its steps of each loss (per stripe) and of the accuracy.
+    """Train one epoch.
+
+    Returns:
+        The number of the epoch, its learning rate, and the means over its steps of each loss (per
+        stripe) and of the accuracy, by name.
 
     Raises:
         InputError: the loss is not finite.
     """
     net.train()
     amp_dtype = utils.AMP_DTYPES.get(args.precision)
+    lr = optimizer.param_groups[-1]["lr"]  # of heads and classifiers
     start_time = time.perf_counter()
     sums = 0
     means = {}
     for step, batch in enumerate(batches.epoch(epoch), 1):
         losses, accuracy = train_step(net, criterion, optimizer, batch, amp_dtype, scaler)
-        values = [loss.mean() for loss in losses.values()]
-        values = torch.stack([value.double() for value in [*values, accuracy]])
-        sums = sums + utils.mean_over_ranks(values)
+        step_metrics = [loss.mean().double() for loss in losses.values()]  # over the stripes
+        step_metrics.append(accuracy)
+        sums = sums + utils.mean_over_ranks(torch.stack(step_metrics))
         if step % LOG_EVERY == 0 or step == len(batches):
-            means = mean_metrics(sums / step, [*losses, "accuracy"])  # waits for the GPU
-            log_progress(epoch, step, len(batches), means, start_time, args)
-            check_loss(means["loss"], epoch, step, args)
-    return means
+            means = read_means(sums / step, [*losses, "accuracy"])
+            log_progress(epoch, step, len(batches), lr, means, start_time, args)
+            if not math.isfinite(means["loss"]):
+                raise InputError(
+                    f"epoch {epoch}, step {step}: the loss is not finite: "
+                    f"lower --lr {args.lr:g} or --w-hc {args.w_hc:g}"
+                )
+    return {"epoch": epoch, "lr": lr, **means}
 
 
-def mean_metrics(means: Tensor, names: list[str]) -> dict[str, float]:
+def read_means(means: Tensor, names: list[str]) -> dict[str, float]:
+    """Copy means from the device, by name. The program waits for the GPU here."""
     return dict(zip(names, means.tolist(), strict=True))
-
-
-def check_loss(loss: float, epoch: int, step: int, args: argparse.Namespace) -> None:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"epoch {epoch}, step {step}: the loss is not finite: "
-            f"lower --lr {args.lr:g} or --w-hc {args.w_hc:g}"
-        )
 
 
 def log_progress(
     epoch: int,
     step: int,
     n_steps: int,
+    lr: float,
     means: dict[str, float],
     start_time: float,
     args: argparse.Namespace,
 ) -> None:
+    """Log the means over the steps of an epoch so far, the speed, and the time that is left."""
     seconds_per_step = (time.perf_counter() - start_time) / step
     images_per_second = 2 * args.batch_size / seconds_per_step
     steps_left = (args.epochs - epoch + 1) * n_steps - step
     time_left = datetime.timedelta(seconds=round(steps_left * seconds_per_step))
     words = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-    lr = learning_rate(epoch, args.lr)
     log.info(
         f"epoch {epoch:3d} step {step:4d}/{n_steps}  {words}  lr {lr:g}  "
         f"{images_per_second:.0f} images/s  {time_left} left"
@@ -393,12 +458,11 @@ def log_progress(
 # ---- tests during training ----------------------------------------------------------------------
 
 
-def load_test_set(args: argparse.Namespace) -> tuple[Split, EvalTrial]:
-    """The trial that training tests on: the first one of the default protocol (FIDELITY 23).
+def load_test_set(dataset: Dataset, args: argparse.Namespace) -> tuple[Split, EvalTrial]:
+    """List the images and the one trial of the tests during training (FIDELITY 23).
 
-    Of SYSU-MM01 that is one single-shot gallery of --mode, of RegDB the run's own --trial.
+    SYSU-MM01: the first single-shot gallery of --mode. RegDB: the run's own --trial.
     """
-    dataset = DATASETS[args.dataset]
     images = dataset.test(args.data_path, args.trial)
     number = args.trial if dataset.one_model_per_trial else dataset.trials[0]
     trials = dataset.eval_trials(images, {"mode": args.mode}, [number])
@@ -409,7 +473,7 @@ def load_test_set(args: argparse.Namespace) -> tuple[Split, EvalTrial]:
 def evaluate(
     net: EmbedNet, images: Split, trial: EvalTrial, device: torch.device, args: argparse.Namespace
 ) -> tuple[Scores, dict[str, float]]:
-    """Test both kinds of features on one trial; the scores of fc, and the metrics of both."""
+    """Test both kinds of features on one trial; return the scores of fc, and all metrics."""
     if utils.is_distributed():
         # With --no-sync-bn the statistics of BatchNorm differ between ranks, and each rank embeds
         # a part of the images.
@@ -433,19 +497,20 @@ def evaluate(
         log.info("test %-6s %s", kind, scores[kind])
         for name, value in scores[kind].measures().items():
             metrics[f"{kind}_{name}"] = value
+        # Of the images of this trial; README's figures are of all test images.
         for name, value in center_distances(values, images).items():
             metrics[f"{kind}_trial_{name}_center_distance"] = value
     return scores["fc"], metrics
 
 
-def test_checkpoint(
+def score_checkpoint(
     name: str, images: Split, trial: EvalTrial, device: torch.device, args: argparse.Namespace
 ) -> None:
     """Test the checkpoint of --resume, or the last one of the run, as training does."""
     resume = args.resume
     if resume in ("", "last"):
         resume = f"{name}_last.t"
-    network_flags = ("dataset", "trial", "arch", "low_dim", "num_parts", "drop", "img_h", "img_w")
+    network_flags = ("dataset", "trial", "arch", "low_dim", "num_parts", "img_h", "img_w")
     flags = {flag: getattr(args, flag) for flag in network_flags}
     checkpoint, path = utils.open_checkpoint(resume, args.model_path, flags)
     log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
@@ -458,7 +523,7 @@ def test_checkpoint(
 
 @contextlib.contextmanager
 def lock_run(name: str, args: argparse.Namespace) -> Iterator[None]:
-    """Only one process, or one torchrun, trains a run of this name."""
+    """Make the run's folders, and let only one process (or torchrun) train this name."""
     if utils.rank() > 0:
         yield
         return
@@ -469,44 +534,49 @@ def lock_run(name: str, args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def find_run(name: str, args: argparse.Namespace) -> dict | None:
-    """The checkpoint to resume from; None: the run starts from the beginning.
+def open_run(name: str, args: argparse.Namespace) -> tuple[dict | None, str]:
+    """Read the checkpoint to resume from; return it and its path.
 
-    ``args.resume`` becomes its path.
+    Without --resume, and with --resume last where there is no checkpoint yet, the run starts from
+    the beginning: (None, "").
 
     Raises:
         InputError: a run of this name is there and would be written over, the checkpoint cannot be
             read or is of another experiment, or the ranks do not see the same one.
     """
     last = os.path.join(args.model_path, f"{name}_last.t")
-    metrics = os.path.join(args.log_path, name, "metrics.jsonl")
-    if args.resume == "last":
-        args.resume = last
+    resume = args.resume
+    if resume == "last":
+        resume = last
         if not os.path.exists(last):
-            args.resume = ""
             log.info("%s: not there yet, starting from the beginning", last)
+            resume = ""
     checkpoint = None
-    if args.resume:
-        checkpoint, args.resume = utils.open_checkpoint(
-            args.resume, args.model_path, experiment_flags(args)
-        )
-    resumes_this_run = bool(args.resume) and os.path.realpath(args.resume) == os.path.realpath(last)
-    for path in (last, metrics):
-        if os.path.exists(path) and not resumes_this_run:
-            raise InputError(
-                f"{path} is there already: resume that run (--resume last), give another --method "
-                "(or --model-path and --log-path), or remove it"
-            )
-    epochs = utils.gather(checkpoint.get("epoch", -1) if checkpoint else None)
+    path = ""
+    if resume:
+        checkpoint, path = utils.open_checkpoint(resume, args.model_path, experiment_flags(args))
+    if not path or os.path.realpath(path) != os.path.realpath(last):
+        check_is_new(name, last, args)
+    epochs = utils.gather(checkpoint.get("epoch") if checkpoint else None)
     if len(set(epochs)) > 1:
         raise InputError(
             f"--model-path {args.model_path} must be one folder for all machines: their runs differ"
         )
-    return checkpoint
+    return checkpoint, path
 
 
-class Run:
-    """What a run has come to, and the files that it leaves.
+def check_is_new(name: str, last: str, args: argparse.Namespace) -> None:
+    """Raise InputError if there is a run of this name: a new one would write over it."""
+    other_name = "give another --method (or --model-path and --log-path)"
+    if os.path.exists(last):
+        raise InputError(f"{last} is there already: give --resume last, or {other_name}")
+    metrics = os.path.join(args.log_path, name, "metrics.jsonl")
+    if os.path.exists(metrics):
+        raise InputError(f"{metrics} is there already, but not {last}: {other_name}, or remove it")
+
+
+class RunRecord:
+    """The scores and metrics of a run, and its files: checkpoints, metrics.jsonl, TensorBoard.
 
     Args:
         name: the stem of its files.
@@ -516,7 +586,7 @@ class Run:
     Attributes:
         epoch: the last finished epoch, -1 before the first.
         metrics: the lines of metrics.jsonl, one for each epoch.
-        cmc, mAP: scores of the last test, fc features.
+        cmc, mAP: fc scores of the last test.
         best: the test with the best rank-1.
     """
 
@@ -530,7 +600,7 @@ class Run:
         self.cmc = []
         self.mAP = 0.0
         self.best = {"rank1": -1.0, "mAP": 0.0, "epoch": None}
-        self.board = None  # of TensorBoard
+        self.tensorboard = None
 
     def checkpoint_path(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
@@ -538,16 +608,16 @@ class Run:
     def resume(
         self,
         checkpoint: dict | None,
-        net: EmbedNet,
+        path: str,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> int:
-        """Restore the state after the checkpoint's epoch; the epoch to start with (FIDELITY 7).
+        """Restore what a checkpoint holds beside the weights; return the first epoch to train.
 
-        Published checkpoints give weights, which ``net`` has already, epoch and scores.
+        A checkpoint of train.py restores the state after its epoch exactly (FIDELITY 7). Published
+        ones hold the epoch and scores only.
         """
         if checkpoint is not None:
-            path = self.args.resume
             self.epoch = checkpoint.get("epoch", -1)
             self.cmc = checkpoint["cmc"]
             self.mAP = checkpoint["mAP"]
@@ -577,7 +647,7 @@ class Run:
         except ImportError:
             log.warning("TensorBoard is not installed: no scalars for it are written")
             return
-        self.board = SummaryWriter(self.folder, purge_step=self.epoch + 1)
+        self.tensorboard = SummaryWriter(self.folder, purge_step=self.epoch + 1)
 
     def finish_epoch(
         self,
@@ -588,10 +658,10 @@ class Run:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        """Record an epoch and save it. ``scores``: of its test, if it was tested."""
+        """Record an epoch and save it. ``scores``: fc scores of its test, if it was tested."""
         kinds = []
-        every = self.args.save_epoch
-        if every and epoch > 10 and epoch % every == 0:
+        keep_every = self.args.save_epoch
+        if keep_every and epoch > KEEP_AFTER and epoch % keep_every == 0:
             kinds.append(f"epoch_{epoch}")
         if scores is not None:
             self.cmc = scores.cmc.tolist()
@@ -603,7 +673,8 @@ class Run:
         self.metrics.append(without_infinite(metrics))
         if utils.rank() == 0:
             check_weights(net, epoch, self.args)
-            self.save([*kinds, "last"], net, optimizer, scaler)
+            kinds.append("last")  # after the others: a kill in between repeats the epoch
+            self.save(kinds, net, optimizer, scaler)
             self.log_metrics(self.metrics[-1])
 
     def save(
@@ -637,22 +708,22 @@ class Run:
 
     def log_metrics(self, metrics: dict[str, float | None]) -> None:
         """Hand an epoch's metrics to TensorBoard, on rank 0. Other loggers belong here, too."""
-        if self.board is None:
+        if self.tensorboard is None:
             return
         for name, value in metrics.items():
             if value is not None:
                 tag = name.replace("_", "/", 1)  # a group for each kind of features
-                self.board.add_scalar(tag, value, metrics["epoch"])
-        self.board.flush()
+                self.tensorboard.add_scalar(tag, value, metrics["epoch"])
+        self.tensorboard.flush()
 
 
 def without_infinite(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Values that are not finite become None: JSON does not know them."""
+    """Replace values that are not finite by None: JSON does not know them."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def check_weights(net: EmbedNet, epoch: int, args: argparse.Namespace) -> None:
-    """The last update of an epoch may have spoilt the weights though its loss was finite."""
+    """Raise InputError if the last update of an epoch left weights that are not finite."""
     is_finite = [tensor.isfinite().all() for tensor in net.state_dict().values()]
     if not torch.stack(is_finite).all():
         raise InputError(
@@ -661,7 +732,7 @@ def check_weights(net: EmbedNet, epoch: int, args: argparse.Namespace) -> None:
 
 
 def check_training_state(checkpoint: dict, scaler: torch.amp.GradScaler, path: str) -> None:
-    """Raise InputError if scores, metrics or scaler are not as `Run` saves them."""
+    """Raise InputError if scores, metrics or scaler are not as `RunRecord` saves them."""
     best = checkpoint.get("best")
     metrics = checkpoint.get("metrics")
     scaler_state = checkpoint.get("scaler")
@@ -701,7 +772,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str) -> 
 
 
 def is_state_of(optimizer: torch.optim.Optimizer, state: object) -> bool:
-    """Whether an optimizer's state_dict has what the parameters of this one need."""
+    """Return whether an optimizer's state_dict has what the parameters of this one need."""
     buffers = state.get("state") if isinstance(state, dict) else None
     if not isinstance(buffers, dict):
         return False
@@ -715,7 +786,7 @@ def is_state_of(optimizer: torch.optim.Optimizer, state: object) -> bool:
 
 
 def are_buffers_of(parameter: Tensor, optimizer: torch.optim.Optimizer, buffers: object) -> bool:
-    """Whether these are the dense tensors that the optimizer keeps for a parameter."""
+    """Return whether these are the dense tensors that the optimizer keeps for a parameter."""
     if isinstance(optimizer, torch.optim.Adam):
         shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
     else:
@@ -731,13 +802,13 @@ def are_buffers_of(parameter: Tensor, optimizer: torch.optim.Optimizer, buffers:
     return True
 
 
-def score_command(run: Run, args: argparse.Namespace) -> str:
-    """The command that scores a run's last checkpoint under all protocols."""
+def score_command(record: RunRecord, args: argparse.Namespace) -> str:
+    """Return the command that scores a run's last checkpoint under all protocols."""
     flags = {"dataset": args.dataset, "trial": args.trial}
     flags |= {"data_path": args.data_path, "log_path": args.log_path}
     for flag in DATASETS[args.dataset].protocol_flags:
         flags[flag] = "both"
-    flags["resume"] = run.checkpoint_path("last")
+    flags["resume"] = record.checkpoint_path("last")
     words = ["python", "test.py"]
     for flag, value in flags.items():
         if value is not None:

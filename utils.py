@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 
 
 class InputError(ValueError):
-    """The user's files, flags or machine are the cause. The message: one line, cause and remedy."""
+    """An error that the user can mend. The message names cause and remedy in one line."""
 
 
 MEMORY_ADVICE = (
-    "out of memory: lower --test-batch or --batch-size, or give --cache host or --precision bf16"
+    "out of memory: lower --test-batch; in training --batch-size, or give --cache host or "
+    "--precision bf16"
 )
 RESOURCE_ADVICE = {  # part of a message of PyTorch's or the system's: what to do about it
     "out of memory": MEMORY_ADVICE,
@@ -52,7 +53,7 @@ RESOURCE_ADVICE = {  # part of a message of PyTorch's or the system's: what to d
 
 
 def resource_advice(error: BaseException) -> str | None:
-    """What to do about memory, open files or processes that ran out. None: another error."""
+    """Return what to do about exhausted memory, open files or processes; None: another error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return MEMORY_ADVICE
     if isinstance(error, OSError | RuntimeError):  # PyTorch raises mere RuntimeErrors
@@ -64,7 +65,7 @@ def resource_advice(error: BaseException) -> str | None:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The line to show for an error that is the user's to mend. None: it is a bug."""
+    """Return the line to show for an error that the user can mend; None: it is a bug."""
     advice = resource_advice(error)
     if advice is not None:
         return advice
@@ -104,7 +105,7 @@ def run(main: Callable[[], None], when_interrupted: str = "interrupted") -> None
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose usage is one short line, so that an error of argparse's is two."""
+    """Make a parser with one short line of usage, so that its errors are short."""
     script = os.path.basename(sys.argv[0])
     return argparse.ArgumentParser(
         prog=script,
@@ -115,15 +116,15 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 
 def with_dashes(words: Iterable[str]) -> list[str]:
-    """The words of a command line, names of flags spelt with dashes: --per_img -> --per-img.
+    """Spell the names of flags with dashes: --per_img -> --per-img. Values stay as they are.
 
-    The published commands have both spellings. Values stay as they are.
+    The published commands have both spellings.
     """
     return [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in words]
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of ``argv``, or of the command line, spelt with ``-`` or with ``_``."""
+    """Parse ``argv``, or the command line. Flags may be spelt with ``-`` or with ``_``."""
     if argv is None:
         argv = sys.argv[1:]
     return parser.parse_args(with_dashes(argv))
@@ -132,36 +133,36 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
 def parse_known(
     parser: argparse.ArgumentParser, argv: list[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """As `parse`, and the words that the parser does not know."""
+    """As `parse`; also return the words that the parser does not know."""
     if argv is None:
         argv = sys.argv[1:]
     return parser.parse_known_args(with_dashes(argv))
 
 
-def number_type(parse: type, is_valid: Callable[[float], bool], needed: str) -> Callable:
-    """A ``type`` for add_argument: int or float, and an error that says what is needed."""
+def number_type(number: type, is_valid: Callable[[float], bool], needed: str) -> Callable:
+    """Make a ``type`` for add_argument: int or float, with an error that says what is needed."""
 
     def convert(text: str) -> float:
         try:
-            number = parse(text)
+            value = number(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {needed}") from None
-        if not is_valid(number):
+        if not is_valid(value):
             raise argparse.ArgumentTypeError(f"{text} is not {needed}")
-        return number
+        return value
 
     return convert
 
 
-positive_int = number_type(int, lambda number: number > 0, "a whole number above 0")
-non_negative_int = number_type(int, lambda number: number >= 0, "a whole number from 0")
-positive_float = number_type(float, lambda number: 0 < number < np.inf, "a number above 0")
-non_negative_float = number_type(float, lambda number: 0 <= number < np.inf, "a number from 0")
-probability = number_type(float, lambda number: 0 <= number < 1, "a number from 0 to below 1")
+positive_int = number_type(int, lambda x: x > 0, "a whole number above 0")
+non_negative_int = number_type(int, lambda x: x >= 0, "a whole number, 0 or more")
+positive_float = number_type(float, lambda x: 0 < x < np.inf, "a number above 0")
+non_negative_float = number_type(float, lambda x: 0 <= x < np.inf, "a number, 0 or more")
+probability = number_type(float, lambda x: 0 <= x < 1, "a number from 0 to less than 1")
 
 
 def flag_text(name: str, value: object) -> str:
-    """A flag as one types it: "--img-h 96" for ("img_h", 96), "--no-compile" for False."""
+    """Return a flag as one types it: "--img-h 96" for ("img_h", 96), "--no-compile" for False."""
     words = name.replace("_", "-")
     if value is True:
         return f"--{words}"
@@ -171,12 +172,12 @@ def flag_text(name: str, value: object) -> str:
 
 
 def defaults_of_datasets(datasets: dict, name: str) -> str:
-    """The defaults of a flag that each dataset has its own of, for --help."""
+    """Return each dataset's default of a flag, for --help."""
     return ", ".join(f"{dataset.title} {dataset.defaults[name]}" for dataset in datasets.values())
 
 
 def fill_dataset_defaults(args: argparse.Namespace, datasets: dict) -> None:
-    """Give flags that were not given, and so are None, their dataset's default."""
+    """Set the flags that are still None to the dataset's default."""
     for name, default in datasets[args.dataset].defaults.items():
         if name in args and getattr(args, name) is None:
             setattr(args, name, default)
@@ -188,7 +189,7 @@ def add_data_path_flag(parser: argparse.ArgumentParser, datasets: dict) -> None:
 
 
 def default_workers() -> int:
-    """The processors that this process may use, shared by the ranks of this machine; at most 8."""
+    """Return the processors for each rank on this machine, at most 8."""
     if hasattr(os, "sched_getaffinity"):
         processors = len(os.sched_getaffinity(0))
     else:
@@ -198,11 +199,11 @@ def default_workers() -> int:
 
 
 def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
-    """Where images are, the size they are resized to, and how many processes read them."""
+    """Add where images are, the size they are resized to, and how many processes read them."""
     add = parser.add_argument
     add_data_path_flag(parser, datasets)
-    add("--img-h", type=positive_int, default=288, help="image height in pixels (288)")
-    add("--img-w", type=positive_int, default=144, help="image width in pixels (144)")
+    add("--img-h", type=positive_int, default=288, help="image height in pixels (%(default)s)")
+    add("--img-w", type=positive_int, default=144, help="image width in pixels (%(default)s)")
     add(
         "--workers",
         type=non_negative_int,
@@ -212,19 +213,15 @@ def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
 
 
 def add_shared_flags(parser: argparse.ArgumentParser, datasets: dict, archs: Iterable[str]) -> None:
-    """The flags that train.py and test.py have in common.
-
-    Those that describe a network have their default in the text: test.py reads them from the
-    checkpoint.
-    """
+    """Add the flags that train.py and test.py have in common."""
     add = parser.add_argument
     add("--dataset", choices=list(datasets), default="sysu", help="dataset (%(default)s)")
     add_image_flags(parser, datasets)
-    add("--arch", choices=list(archs), default="resnet50", help="backbone (resnet50)")
-    add("--low-dim", type=positive_int, default=512, help="dimensions of a stripe's feature (512)")
-    add("--num-parts", type=positive_int, default=6, help="horizontal stripes (6)")
-    add("--drop", type=probability, default=0.0, help="dropout before the classifiers (0)")
-    add("--resume", "-r", default="", help="checkpoint: path or name; train.py: `last` resumes")
+    add("--arch", choices=list(archs), default="resnet50", help="backbone (%(default)s)")
+    add("--low-dim", type=positive_int, default=512, help="size of stripe features (%(default)s)")
+    add("--num-parts", type=positive_int, default=6, help="horizontal stripes (%(default)s)")
+    add("--drop", type=probability, default=0.0, help="dropout of the classifiers (%(default)s)")
+    add("--resume", "-r", default="", help="checkpoint: a path, or a name in --model-path")
     add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
     add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
     add("--test-batch", type=positive_int, default=64, help="images per test batch (%(default)s)")
@@ -239,7 +236,7 @@ PROTOCOL_FLAGS = {
 
 
 def add_protocol_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
-    """The flags that choose evaluation protocols; `Dataset.eval_trials` checks their values."""
+    """Add the flags that choose evaluation protocols; `Dataset.protocols` checks their values."""
     for flag, meaning in PROTOCOL_FLAGS.items():
         choices = []
         for dataset in datasets.values():
@@ -247,40 +244,40 @@ def add_protocol_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
                 values = ", ".join(dataset.protocol_flags[flag])
                 choices.append(f"{dataset.title} {values}")
         words = flag.replace("_", "-")
-        parser.add_argument(
-            f"--{words}", help=f"{meaning} ({'; '.join(choices)}; or both). Default: the first"
-        )
+        help_text = f"{meaning} ({'; '.join(choices)}; or both). The first is the default"
+        parser.add_argument(f"--{words}", help=help_text)
 
 
 # ---- distributed training -----------------------------------------------------------------------
 
 
 def is_distributed() -> bool:
+    """Return whether torchrun started this process."""
     return dist.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process: 0 without torchrun."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Return the number of this process; 0 without torchrun."""
+    return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes there are: 1 without torchrun."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """Return the number of processes; 1 without torchrun."""
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
-    """The mean of ``x`` over all ranks, in place. A GPU does not wait for it."""
-    if dist.is_initialized():
-        dist.all_reduce(x.div_(dist.get_world_size()))
+    """Average ``x`` over all ranks, in place. The program does not wait for the GPU."""
+    if is_distributed():
+        dist.all_reduce(x.div_(world_size()))
     return x
 
 
 def gather(value: object) -> list:
-    """The value of each rank, in their order."""
-    if not dist.is_initialized():
+    """Return the values of all ranks, in their order."""
+    if not is_distributed():
         return [value]
-    values = [None] * dist.get_world_size()
+    values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -289,9 +286,9 @@ def gather(value: object) -> list:
 
 
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
-    """Send log lines to the screen and append them to the file ``path``; rank 0 alone does.
+    """Send log lines to the screen, and append them to the file ``path``. Other ranks are silent.
 
-    Flags and versions stand at the top of the file. Lines of level DEBUG go to the file alone.
+    The file starts with flags and versions. This module's debug lines go to the file alone.
     """
     logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
     if rank() > 0:
@@ -315,16 +312,16 @@ def start_log(args: argparse.Namespace, path: str | None = None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the results, and the commit of this code."""
+    """Return the versions of what computes the results, and the commit of this code."""
     libraries = ("torch", "torchvision", "numpy")
     result = {"python": sys.version.split()[0]}
     result |= {name: importlib.metadata.version(name) for name in libraries}
-    result["commit"] = commit()
+    result["commit"] = git_commit()
     return result
 
 
-def commit() -> str:
-    """The git commit of this folder; "unknown" if it is not the root of a repository."""
+def git_commit() -> str:
+    """Return the commit of this folder; "unknown" if it is not the root of a repository."""
     folder = Path(__file__).resolve().parent
     if not (folder / ".git").exists():
         return "unknown"
@@ -337,7 +334,7 @@ def commit() -> str:
 
 
 def select_device(gpu: int) -> torch.device:
-    """The GPU of this number, under torchrun the one of this rank; the CPU where there is no GPU.
+    """Return the GPU of this number, under torchrun that of this rank; without GPUs the CPU.
 
     With a single GPU any number means that one: the published commands say --gpu 1.
 
@@ -351,8 +348,10 @@ def select_device(gpu: int) -> torch.device:
     if is_distributed():
         gpu = int(os.environ["LOCAL_RANK"])
         if gpu >= count:
-            raise InputError(f"this machine has {count} GPUs: torchrun --nproc_per_node={count}")
-    elif gpu >= count == 1:
+            raise InputError(
+                f"this machine has {count} GPUs: give torchrun --nproc_per_node={count}"
+            )
+    elif count == 1 and gpu > 0:
         log.warning("there is no GPU %d: the only one, 0, is used", gpu)
         gpu = 0
     elif gpu >= count:
@@ -363,11 +362,9 @@ def select_device(gpu: int) -> torch.device:
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed torch, numpy and random; ask for algorithms that give the same result each time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for that
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    """Seed torch, numpy and random, and choose whether PyTorch is deterministic."""
+    set_seeds(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Filling memory that nothing reads would cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -375,18 +372,22 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed torch, numpy and random for one epoch of this rank, whatever came before it."""
-    number = int(np.random.SeedSequence([seed, epoch, rank()]).generate_state(1)[0])
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)
+    """Seed torch, numpy and random from (seed, epoch, rank): a resumed epoch repeats exactly."""
+    numbers = np.random.SeedSequence([seed, epoch, rank()])
+    set_seeds(int(numbers.generate_state(1)[0]))
+
+
+def set_seeds(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Set and log the precision of convolutions; autocast is left to the training step.
+    """Choose the precision of convolutions, and log what is in effect.
 
     "tf32" is PyTorch's own default: TF32 within cuDNN's convolutions where the GPU has it, matrix
-    products in fp32. A CPU computes in fp32.
+    products in fp32. "fp32" turns TF32 off. "bf16" and "fp16" are autocast's, in the training step.
     """
     if precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False
@@ -404,7 +405,7 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[str]:
-    """Yield a name beside ``path`` to write to; flushed to disk, that file then replaces ``path``.
+    """Yield a name beside ``path`` to write to. At the end, that file replaces ``path``.
 
     A kill or a full disk leaves what was there before. The next run overwrites a partial file.
     """
@@ -425,7 +426,7 @@ def atomic_write(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def lock_file(path: str, message: str) -> Iterator[None]:
-    """Hold a lock, which ends with the process. InputError, ``message``: another one holds it."""
+    """Hold a lock; a kill releases it. Raise InputError(``message``) if another one holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -443,7 +444,7 @@ def write_json(path: str, content: dict) -> None:
 
 
 def check_results_path(path: str, sources: list[str]) -> None:
-    """InputError: the results at ``path`` come from other ``sources``, and would be lost."""
+    """Raise InputError if the results at ``path`` come from other sources: they would be lost."""
     if not os.path.exists(path):
         return
     try:
@@ -470,7 +471,7 @@ def save_checkpoint(path: str, state: dict) -> None:
 
 
 def read_torch_file(path: str, map_location: str = "cpu") -> object:
-    """What a file of torch.save holds, read without running code from it (FIDELITY 16).
+    """Read a file of torch.save without running code from it (FIDELITY 16).
 
     Raises:
         InputError: the file is missing, damaged, or holds other types than tensors, plain values
@@ -507,15 +508,15 @@ def read_torch_file(path: str, map_location: str = "cpu") -> object:
 
 
 def short_reason(error: BaseException) -> str:
-    """A library's error in one line of at most 100 characters."""
+    """Return a library's error in one line of at most 100 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:100]
 
 
 def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     """Read a checkpoint of train.py, or a published ``.t`` file.
 
-    ``cmc`` becomes a list of float, ``mAP`` a float. Published files lack ``config``: it is read
-    off the weights, which do not tell the rate of dropout: None, if there is any.
+    ``cmc`` becomes a list of float, ``mAP`` a float. Published files lack ``config``, which is
+    inferred from the weights: "drop" is None if there is dropout, since they do not tell its rate.
 
     Raises:
         InputError: the file is missing or damaged, or it is not a checkpoint of this method.
@@ -544,18 +545,19 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
 
 
 def is_sound_config(config: object) -> bool:
-    """Whether this is a dict of plain values, in which sizes are whole numbers above 0."""
+    """Return whether this is a dict of plain values with sizes above 0 and a rate of dropout."""
     if not is_plain_dict(config):
         return False
     for name in ("n_class", "low_dim", "num_parts", "img_h", "img_w"):
         size = config.get(name, 1)
         if not isinstance(size, int) or size < 1:
             return False
-    return True
+    drop = config.get("drop")
+    return drop is None or (isinstance(drop, int | float) and 0 <= drop < 1)
 
 
 def is_plain_dict(value: object) -> bool:
-    """Whether this is a dict from str to numbers, words, truth values and None."""
+    """Return whether this is a dict from str to numbers, words, truth values and None."""
     if not isinstance(value, dict):
         return False
     if not all(isinstance(name, str) for name in value):
@@ -564,7 +566,7 @@ def is_plain_dict(value: object) -> bool:
 
 
 def config_of_weights(weights: dict[str, torch.Tensor]) -> dict:
-    """Arguments of `EmbedNet`, as far as a state_dict tells them; {} if it is of another one."""
+    """Infer the arguments of `EmbedNet` from its state_dict; {} if it is another network's."""
     has_dropout = "classifier1.classifier.2.weight" in weights  # its layer moves the Linear by one
     classifier = weights.get(f"classifier1.classifier.{1 + has_dropout}.weight")
     if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
@@ -582,7 +584,7 @@ def config_of_weights(weights: dict[str, torch.Tensor]) -> dict:
 
 
 def find_checkpoint(resume: str, model_path: str) -> str:
-    """The path of --resume: a name in --model-path, as in the published commands, or a path."""
+    """Return the path of --resume: a name in --model-path, as in published commands, or a path."""
     for path in (os.path.join(model_path, resume), resume):
         if os.path.isfile(path):
             return path
@@ -590,11 +592,11 @@ def find_checkpoint(resume: str, model_path: str) -> str:
 
 
 def open_checkpoint(resume: str, model_path: str, flags: dict[str, object]) -> tuple[dict, str]:
-    """The checkpoint that --resume names, and its path (FIDELITY 14, 24).
+    """Read the checkpoint that --resume names; return it and its path (FIDELITY 14, 24).
 
     Raises:
         InputError: it cannot be found or read, or its config contradicts some of ``flags``. A
-            value that is None, here or there, contradicts nothing.
+            value of None matches anything.
     """
     path = find_checkpoint(resume, model_path)
     checkpoint = load_checkpoint(path)

@@ -51,7 +51,7 @@ def golden(name: str) -> dict:
         return dict(arrays)
 
 
-def only(folder: Path, pattern: str = "*.json") -> dict:
+def only_json(folder: Path, pattern: str = "*.json") -> dict:
     """What the one JSON file in a folder holds."""
     (file,) = folder.glob(pattern)
     return json.loads(file.read_text())
@@ -59,7 +59,11 @@ def only(folder: Path, pattern: str = "*.json") -> dict:
 
 def rows_of(content: dict) -> dict[tuple[str, str], dict]:
     """{(protocol, feature): mean, deviation and trials} of a result file."""
-    return {(row.pop("protocol"), row.pop("feature")): row for row in content["results"]}
+    rows = {}
+    for row in content["results"]:
+        rest = {name: value for name, value in row.items() if name not in ("protocol", "feature")}
+        rows[row["protocol"], row["feature"]] = rest
+    return rows
 
 
 def features_file(path: Path, **changes) -> Path:
@@ -100,16 +104,16 @@ def result(**changes) -> str:
     return json.dumps(content | changes)
 
 
-def same(a, b) -> bool:
+def same_content(a, b) -> bool:
     """Whether nested dicts, lists and tuples hold the same types, keys and values."""
     import torch
 
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(same_content(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same_content(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, torch.Tensor | np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
     return a == b
@@ -134,7 +138,7 @@ def read_all(folder: Path) -> dict:
 # ---- running scripts ----------------------------------------------------------------------------
 
 
-def places(data: Path, out: Path) -> list:
+def folder_flags(data: Path, out: Path) -> list:
     """Flags: read this dataset, write everything into this folder."""
     return ["--data_path", data, "--model_path", out, "--log_path", out]
 
@@ -151,7 +155,7 @@ def run_here(script: str, *flags) -> None:
 
 
 @pytest.fixture
-def call(capsys) -> Callable[..., str]:
+def output_of(capsys) -> Callable[..., str]:
     """Run a script or tool in this process; gives what it printed."""
 
     def run(script: str, *flags) -> str:
@@ -174,7 +178,7 @@ def files_of(*folders: Path) -> dict[Path, tuple]:
 
 
 @pytest.fixture
-def bad(call, capsys, tmp_path) -> Callable[..., str]:
+def error_of(output_of, capsys, tmp_path) -> Callable[..., str]:
     """Run a script or tool on bad input; gives its line on stderr.
 
     That is one line of ours, or argparse's two: usage and error. The exit status is 2. Every file
@@ -186,12 +190,12 @@ def bad(call, capsys, tmp_path) -> Callable[..., str]:
         folders += [flag for flag in flags if isinstance(flag, Path) and flag.exists()]
         before = files_of(*folders)
         with pytest.raises(SystemExit) as stop:
-            call(script, *flags)
+            output_of(script, *flags)
         *usage, line = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2
         assert not usage or (len(usage) == 1 and usage[0].startswith("usage: "))
         name = script.removeprefix("-m ").removesuffix(".py").removeprefix("tools.")
-        assert f"{name}" in line.split(": error: ")[0], line
+        assert name in line.split(": error: ")[0], line
         after = files_of(*folders)
         changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
         assert {path.suffix for path in changed} <= {".log", ".lock"}, changed
@@ -213,7 +217,7 @@ def made_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], No
     def folder_of(name: str, make: Callable[[Path], None]) -> Path:
         with FileLock(base / f"{name}.lock"):
             if not (base / f"{name}.made").exists():
-                (base / name).mkdir()
+                (base / name).mkdir(exist_ok=True)
                 make(base / name)
                 (base / f"{name}.made").touch()
         return base / name

@@ -1,6 +1,6 @@
 """Bad input, systematically: a line that names cause and remedy, exit status 2, no file changed.
 
-The fixture `bad` checks all of that but the words.
+The fixture `error_of` checks all of that but the words.
 """
 
 import copy
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, TINY, features_file, places, result, run_here
+from conftest import RUN, RUN_FLAGS, TINY, features_file, folder_flags, result, run_here
 from PIL import Image
 
 import train
@@ -42,8 +42,8 @@ COMMANDS = {
         ("--trial 11", "--trial invalid 11 10"),
         ("--lr -1", "--lr -1 above"),
         ("--lr nan", "--lr nan above"),
-        ("--drop 2", "--drop 2 below"),
-        ("--w_hc -0.5", "--w-hc -0.5 from"),
+        ("--drop 2", "--drop 2 less"),
+        ("--w_hc -0.5", "--w-hc -0.5 more"),
         ("--arch resnet51", "--arch resnet51 resnet50"),
         ("--no-such-flag", "--no-such-flag"),
         ("--precision fp16", "--precision fp16 GPU bf16"),
@@ -90,7 +90,7 @@ COMMANDS = {
     ],
     "pre_process_sysu.py": [
         ("--data_path nowhere", "nowhere/exp/train_id.txt --data-path"),
-        ("--workers -1", "--workers -1 from"),
+        ("--workers -1", "--workers -1 more"),
     ],
     "-m tools.report": [
         ("a=good.json a=good.json", "label"),
@@ -127,7 +127,7 @@ def cases_of(table: dict) -> list[tuple]:
 
 @pytest.mark.parametrize(("script", "flags", "words"), cases_of(COMMANDS))
 def test_bad_flags_are_named_with_their_value_and_a_remedy(
-    bad, sysu_run, monkeypatch, tmp_path, script, flags, words
+    error_of, sysu_run, monkeypatch, tmp_path, script, flags, words
 ):
     (tmp_path / "good.json").write_text(result())
     (tmp_path / "text.npz").write_text("text")
@@ -138,25 +138,27 @@ def test_bad_flags_are_named_with_their_value_and_a_remedy(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
     usual_flags = []
     if script == "train.py":
-        usual_flags = [*TINY, *places(sysu_run["data"], tmp_path)]
+        usual_flags = [*TINY, *folder_flags(sysu_run["data"], tmp_path)]
     elif script == "test.py":
         usual_flags = ["--data_path", sysu_run["data"], "--model_path", sysu_run["models"]]
         usual_flags += ["--log_path", tmp_path]
     flags = flags.replace("BEST", str(sysu_run["models"] / f"{RUN}_best.t"))
-    line = bad(script, *usual_flags, *flags.split())
+    line = error_of(script, *usual_flags, *flags.split())
     assert contains(line, words), line
 
 
-def test_results_of_another_checkpoint_are_not_written_over(bad, call, sysu_run, tmp_path):
-    flags = [*places(sysu_run["data"], tmp_path), "--workers", 0]
+def test_results_of_another_checkpoint_are_not_written_over(
+    error_of, output_of, sysu_run, tmp_path
+):
+    flags = [*folder_flags(sysu_run["data"], tmp_path), "--workers", 0]
     checkpoint = tmp_path / "a/x.t"
     another_checkpoint = tmp_path / "b/x.t"
     for path in (checkpoint, another_checkpoint):
         path.parent.mkdir()
         shutil.copy(sysu_run["models"] / f"{RUN}_best.t", path)
-    call("test.py", *flags, "--resume", checkpoint)
-    call("test.py", *flags, "--resume", checkpoint)  # of the same sources: written anew
-    line = bad("test.py", *flags, "--resume", another_checkpoint)
+    output_of("test.py", *flags, "--resume", checkpoint)
+    output_of("test.py", *flags, "--resume", checkpoint)  # of the same sources: written anew
+    line = error_of("test.py", *flags, "--resume", another_checkpoint)
     assert contains(line, "test_x_all-single.json another checkpoint --log-path")
 
 
@@ -180,9 +182,9 @@ def test_results_of_another_checkpoint_are_not_written_over(bad, call, sysu_run,
         ({}, ["--features", "pool5"], "f.npz pool5"),
     ],
 )
-def test_bad_feature_files_are_named_with_what_is_wrong(bad, tmp_path, changes, flags, words):
+def test_bad_feature_files_are_named_with_what_is_wrong(error_of, tmp_path, changes, flags, words):
     file = features_file(tmp_path / "f.npz", **changes)
-    line = bad("-m tools.score", file, "--log_path", tmp_path / "log", *flags)
+    line = error_of("-m tools.score", file, "--log_path", tmp_path / "log", *flags)
     assert contains(line, words), line
 
 
@@ -287,17 +289,17 @@ TREES = {
 
 @pytest.mark.parametrize(("dataset_and_script", "pattern", "damage", "words"), cases_of(TREES))
 def test_damaged_trees_are_named_with_what_is_wrong(
-    bad, request, tmp_path, dataset_and_script, pattern, damage, words
+    error_of, request, tmp_path, dataset_and_script, pattern, damage, words
 ):
     dataset, script = dataset_and_script.split()
     tree = shutil.copytree(request.getfixturevalue(f"{dataset}_tree"), tmp_path / "tree")
-    flags = ["--dataset", dataset, *TINY, *places(tree, tmp_path)]
+    flags = ["--dataset", dataset, *TINY, *folder_flags(tree, tmp_path)]
     if script == "pre_process_sysu.py":
         (tree / "exp/train_id.txt").write_text("1,2,3")
         flags = ["--data_path", tree, "--force", "--workers", 1]
     for path in list(tree.glob(pattern)):
         damage(path)
-    line = bad(script, *flags)
+    line = error_of(script, *flags)
     assert contains(line, words), line
 
 
@@ -355,23 +357,25 @@ HOSTILE = {
 
 @pytest.mark.parametrize("script", ["test.py", "train.py"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_checkpoints_are_named(bad, sysu_run, tmp_path, name, script):
+def test_hostile_checkpoints_are_named(error_of, sysu_run, tmp_path, name, script):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
     path = tmp_path / "hostile.t"
     save_deep(path, state | HOSTILE[name](state["net"], state["config"]))
     flags = ["--workers", 0]
     if script == "train.py":
         flags = RUN_FLAGS
-    line = bad(script, *flags, *places(sysu_run["data"], tmp_path), "--resume", path)
+    line = error_of(script, *flags, *folder_flags(sysu_run["data"], tmp_path), "--resume", path)
     assert "hostile.t" in line
 
 
-def test_a_network_that_is_not_finite_gets_no_scores(bad, sysu_run, tmp_path):
+def test_a_network_that_is_not_finite_gets_no_scores(error_of, sysu_run, tmp_path):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
     path = tmp_path / "nan.t"
     torch.save(state | {"net": all_nan(state["net"])}, path)
-    flags = [*places(sysu_run["data"], tmp_path), "--workers", 0]
-    assert "features of thermal images are not finite" in bad("test.py", *flags, "--resume", path)
+    flags = [*folder_flags(sysu_run["data"], tmp_path), "--workers", 0]
+    assert "features of thermal images are not finite" in error_of(
+        "test.py", *flags, "--resume", path
+    )
 
 
 class Bomb(str):
@@ -381,7 +385,9 @@ class Bomb(str):
         return open, (str(self), "w")
 
 
-def test_damaged_checkpoints_are_rejected_and_code_in_them_does_not_run(bad, sysu_tree, tmp_path):
+def test_damaged_checkpoints_are_rejected_and_code_in_them_does_not_run(
+    error_of, sysu_tree, tmp_path
+):
     """The network is small: nobody looks at it. A bomb writes a file, which `bad` would see."""
     path = tmp_path / "hostile.t"
     bomb = Bomb(tmp_path / "exploded")
@@ -398,7 +404,7 @@ def test_damaged_checkpoints_are_rejected_and_code_in_them_does_not_run(bad, sys
     for name, content in contents.items():
         path.write_bytes(content)
         for script, flags in (("test.py", []), ("train.py", RUN_FLAGS)):
-            line = bad(script, *flags, *places(sysu_tree, tmp_path), "--resume", path)
+            line = error_of(script, *flags, *folder_flags(sysu_tree, tmp_path), "--resume", path)
             assert contains(line, "hostile.t checkpoint"), name
 
 
@@ -457,22 +463,29 @@ TRAINING_STATES = {
 
 
 @pytest.mark.parametrize("name", TRAINING_STATES)
-def test_training_states_that_do_not_hold_together_are_rejected(bad, sysu_run, tmp_path, name):
+def test_training_states_that_do_not_hold_together_are_rejected(error_of, sysu_run, tmp_path, name):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_last.t"))
     path = tmp_path / "state.t"
     save_deep(path, state | TRAINING_STATES[name](state))
-    flags = [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--epochs", 4]
-    line = bad("train.py", *flags, "--resume", path)
+    flags = [*RUN_FLAGS, *folder_flags(sysu_run["data"], tmp_path), "--epochs", 4]
+    line = error_of("train.py", *flags, "--resume", path)
     assert contains(line, "state.t checkpoint"), line
 
 
 @pytest.mark.parametrize("missing", ["best", "metrics", "scaler"])
-def test_a_training_state_without_one_of_its_parts_is_rejected(bad, sysu_run, tmp_path, missing):
+def test_a_training_state_without_one_of_its_parts_is_rejected(
+    error_of, sysu_run, tmp_path, missing
+):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_last.t"))
     del state[missing]
     utils.save_checkpoint(str(tmp_path / "state.t"), state)
-    flags = [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--resume", tmp_path / "state.t"]
-    line = bad("train.py", *flags)
+    flags = [
+        *RUN_FLAGS,
+        *folder_flags(sysu_run["data"], tmp_path),
+        "--resume",
+        tmp_path / "state.t",
+    ]
+    line = error_of("train.py", *flags)
     assert contains(line, "state.t checkpoint training state"), line
 
 
@@ -480,7 +493,7 @@ def test_a_training_state_without_one_of_its_parts_is_rejected(bad, sysu_run, tm
 def adam_state(sysu_tree, tmp_path_factory) -> dict:
     """The state of a training with Adam after one epoch."""
     out = tmp_path_factory.mktemp("adam")
-    run_here("train.py", *TINY, *places(sysu_tree, out), "--optim", "adam", "--epochs", 0)
+    run_here("train.py", *TINY, *folder_flags(sysu_tree, out), "--optim", "adam", "--epochs", 0)
     (path,) = out.glob("*_last.t")
     return utils.load_checkpoint(str(path))
 
@@ -496,7 +509,7 @@ def adam_state(sysu_tree, tmp_path_factory) -> dict:
     ],
 )
 def test_adam_states_that_do_not_hold_together_are_rejected(
-    bad, sysu_tree, adam_state, tmp_path, name, value
+    error_of, sysu_tree, adam_state, tmp_path, name, value
 ):
     """``value`` replaces a buffer of the first parameter; None removes it."""
     optimizer = copy.deepcopy(adam_state["optimizer"])
@@ -506,8 +519,8 @@ def test_adam_states_that_do_not_hold_together_are_rejected(
         optimizer["state"][0][name] = value
     path = tmp_path / "state.t"
     torch.save(adam_state | {"optimizer": optimizer}, path)
-    flags = [*TINY, *places(sysu_tree, tmp_path), "--optim", "adam", "--epochs", 1]
-    line = bad("train.py", *flags, "--resume", path)
+    flags = [*TINY, *folder_flags(sysu_tree, tmp_path), "--optim", "adam", "--epochs", 1]
+    line = error_of("train.py", *flags, "--resume", path)
     assert contains(line, "state.t checkpoint"), line
 
 
@@ -521,4 +534,4 @@ def test_scaler_states_that_do_not_hold_together_are_rejected(sysu_run, scaler_s
     optimizer = train.build_optimizer(net, args)
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     with pytest.raises(utils.InputError, match=r"_last\.t"):
-        train.Run(RUN, 10, args).resume(checkpoint, net, optimizer, scaler)
+        train.RunRecord(RUN, 10, args).resume(checkpoint, path, optimizer, scaler)

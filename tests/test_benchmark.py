@@ -105,9 +105,9 @@ def test_the_stopwatch_counts_the_steps_after_the_warmup():
     assert stopwatch.seconds == 3 * (1 + 5)
 
 
-def test_wrong_flags_are_errors(bad):
-    assert "--per-img" in bad("-m tools.benchmark", "data", "--batch-size=7", "--per-img=2")
-    assert "steps" in bad("-m tools.benchmark", "data", "--steps=0")
+def test_wrong_flags_are_errors(error_of):
+    assert "--per-img" in error_of("-m tools.benchmark", "data", "--batch-size=7", "--per-img=2")
+    assert "steps" in error_of("-m tools.benchmark", "data", "--steps=0")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

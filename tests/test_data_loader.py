@@ -30,10 +30,10 @@ CPU = torch.device("cpu")
 # ---- pixels -------------------------------------------------------------------------------------
 
 
-def test_preprocessed_arrays_are_those_of_the_original(golden_tree, call, tmp_path):
+def test_preprocessed_arrays_are_those_of_the_original(golden_tree, output_of, tmp_path):
     """To the bit with the Pillow of the golden numbers; other decoders may differ by two levels."""
     tree = shutil.copytree(golden_tree, tmp_path / "SYSU-MM01")
-    call("pre_process_sysu.py", "--data_path", tree)
+    output_of("pre_process_sysu.py", "--data_path", tree)
     data = data_loader.load_training_set(DATASETS["sysu"], str(tree), None, (288, 144), workers=0)
     assert data.n_class == 7
     assert not list(tree.glob("*.partial"))
@@ -53,13 +53,13 @@ def test_preprocessed_arrays_are_those_of_the_original(golden_tree, call, tmp_pa
         np.testing.assert_allclose(images[:, :8, :8, 0], corners, atol=2)
 
 
-def test_preprocessing_is_repeated_only_where_needed(golden_tree, call, tmp_path):
+def test_preprocessing_is_repeated_only_where_needed(golden_tree, output_of, tmp_path):
     tree = shutil.copytree(golden_tree, tmp_path / "tree")
     size = ["--img_h", 24, "--img_w", 12, "--workers", 0]
 
     def writes(*flags) -> bool:
         before = {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
-        out = call("pre_process_sysu.py", "--data_path", tree, *size, *flags)
+        out = output_of("pre_process_sysu.py", "--data_path", tree, *size, *flags)
         changed = before != {path.stat().st_mtime_ns for path in tree.glob("*.npy")}
         assert ("are replaced" in out) == (changed and bool(before))
         return changed
@@ -176,7 +176,7 @@ def test_sampler_properties(batch_size, per_img, persons, least, caplog):
     assert (plan != sampler.epoch(1)[0]).any()
     other_seed = IdentitySampler(visible, thermal, batch_size, per_img, seed=6)
     assert (plan != other_seed.epoch(0)[0]).any()
-    assert ("theirs are repeated" in caplog.text) == (least < per_img)
+    assert ("some are repeated" in caplog.text) == (least < per_img)
 
 
 def noise_set() -> TrainingSet:

@@ -210,7 +210,7 @@ def test_an_unknown_protocol_is_an_error_that_names_the_known_ones(name, choice,
 def test_both_takes_every_value_of_a_protocol_flag(golden_tree):
     images = sysu_test(str(golden_tree))
     trials = SYSU.eval_trials(images, {"mode": "both", "gall_mode": "both"}, trials=[3, 5])
-    assert [(trial.protocol, trial.trial) for trial in trials] == [
+    assert [(trial.protocol, trial.number) for trial in trials] == [
         ("all-search single-shot", 3),
         ("all-search single-shot", 5),
         ("all-search multi-shot", 3),
@@ -248,7 +248,7 @@ def test_images_that_no_trial_uses_are_left_out_and_trials_keep_theirs():
     assert kept.pids.tolist() == [1, 3, 4, 6, 7]
     assert kept.paths == ["0001", "0003", "0004", "0006", "0007"]
     for old, new in zip(trials, new_trials, strict=True):
-        assert (new.protocol, new.trial) == (old.protocol, old.trial)
+        assert (new.protocol, new.number) == (old.protocol, old.number)
         for old_indices, new_indices in ((old.query, new.query), (old.gallery, new.gallery)):
             old_images = images.take(old_indices)
             new_images = kept.take(new_indices)
@@ -298,7 +298,7 @@ def test_an_entry_describes_its_dataset_fully():
     images = split_of([1, 1, 1, 1, 2, 2], [1, 1, 2, 2, 1, 2], [False] * 6)
     trials = another.eval_trials(images, {"mode": "right", "search": "both"})
 
-    assert [(trial.protocol, trial.trial) for trial in trials] == [
+    assert [(trial.protocol, trial.number) for trial in trials] == [
         ("from the right, 1 each", 4),
         ("from the right, 1 each", 5),
         ("from the right, 2 each", 4),

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, only, read_all, rows_of, run_here, same
+from conftest import ROOT, TINY, only_json, read_all, rows_of, run_here, same_content
 from distributed_helpers import in_processes
 from torch.testing import assert_close
 
@@ -116,7 +116,7 @@ def expect_equal_ranks(expected_net: dict) -> None:
     assert overflowing["scale"] < 2.0**17
     assert overflowing["momentum"][0].any()
     first, second = utils.gather(overflowing)
-    assert same(first, second)
+    assert same_content(first, second)
     assert_close(trajectory(*case, 2.0**8)["net"], expected_net, rtol=0, atol=1e-3)
 
 
@@ -130,7 +130,7 @@ def test_persons_are_not_split_between_ranks():
     train_set = TrainingSet(np.empty(0), np.empty(0), labels, labels)
     sampler = IdentitySampler(labels, labels, 12, 2)
     with pytest.raises(
-        utils.InputError, match=r"4 processes.* 6 persons.*nproc_per_node=1 or 2 or 3 or 6"
+        utils.InputError, match=r"4 processes.* 6 persons.*nproc_per_node 1 or 2 or 3 or 6"
     ):
         TrainBatches(train_set, sampler, (96, 32), CPU, rank=0, world_size=4)
 
@@ -257,8 +257,8 @@ def test_processes_score_as_one(sysu_run, tmp_path):
     command += ["--resume", best, "--log_path"]
     run_here(*command, tmp_path / "one")
     in_processes(2, run_here, *command, tmp_path / "several")
-    several = rows_of(only(tmp_path / "several"))
-    one = rows_of(only(tmp_path / "one"))
+    several = rows_of(only_json(tmp_path / "several"))
+    one = rows_of(only_json(tmp_path / "one"))
     assert_close(several, one, rtol=0, atol=1e-6)
     images = sysu_test(str(tree))
     first_of_rank_1 = Path(images.paths[np.flatnonzero(images.thermal)[1]])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, TINY, only, places, read_all, rows_of
+from conftest import RUN, RUN_FLAGS, TINY, folder_flags, only_json, read_all, rows_of
 
 import loss
 import train
@@ -100,30 +100,30 @@ def test_a_line_of_metrics_has_the_names_that_tools_read(sysu_run):
     assert sorted(metrics[2]) == sorted(training + tested)
 
 
-def test_the_last_line_names_the_command_to_run_next(call, sysu_run, tmp_path, monkeypatch):
+def test_the_last_line_names_the_command_to_run_next(output_of, sysu_run, tmp_path, monkeypatch):
     """It runs from any folder, word for word."""
     # Other tests, of errors, may have added lines to this log.
     log = (sysu_run["logs"] / f"{RUN}.log").read_text()
-    command = re.search("was the last one; to score it: python (.*)", log)[1]
+    command = re.search("score it: python (.*)", log)[1]
     words = shlex.split(command)
     words[words.index("--log-path") + 1] = tmp_path
     monkeypatch.chdir(tmp_path)
-    assert "indoor-search multi-shot" in call(*words, "--workers", 0)
+    assert "indoor-search multi-shot" in output_of(*words, "--workers", 0)
 
 
-def test_test_only_repeats_the_score_of_training(call, sysu_run, tmp_path):
+def test_test_only_repeats_the_score_of_training(output_of, sysu_run, tmp_path):
     best = sysu_run["models"] / f"{RUN}_best.t"
-    flags = [*RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--test-only"]
-    out = call("train.py", *flags, "--resume", best)
+    flags = [*RUN_FLAGS, *folder_flags(sysu_run["data"], tmp_path), "--test-only"]
+    out = output_of("train.py", *flags, "--resume", best)
     log = (sysu_run["logs"] / f"{RUN}.log").read_text()
     assert lines_with("test ", out) == lines_with("test ", log)
     assert not list(tmp_path.glob("*.t"))
 
 
-def test_training_goes_on_without_tensorboard(call, sysu_tree, tmp_path, monkeypatch):
+def test_training_goes_on_without_tensorboard(output_of, sysu_tree, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # then its import fails
-    flags = [*TINY, *places(sysu_tree, tmp_path), "--epochs", 0, "--tensorboard"]
-    out = call("train.py", *flags)
+    flags = [*TINY, *folder_flags(sysu_tree, tmp_path), "--epochs", 0, "--tensorboard"]
+    out = output_of("train.py", *flags)
     assert "warning: TensorBoard is not installed" in out
     assert len(list(tmp_path.glob("*_last.t"))) == 1
 
@@ -140,10 +140,10 @@ def hetero_center_is_nan(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("hetero_center_is_nan")
-def test_a_term_that_is_not_finite_and_has_no_weight_does_no_harm(call, sysu_tree, tmp_path):
+def test_a_term_that_is_not_finite_and_has_no_weight_does_no_harm(output_of, sysu_tree, tmp_path):
     """In metrics.jsonl it is null, which every reader of JSON knows."""
-    flags = [*TINY, *places(sysu_tree, tmp_path), "--epochs", 0, "--w_hc", 0, "--tensorboard"]
-    call("train.py", *flags)
+    flags = [*TINY, *folder_flags(sysu_tree, tmp_path), "--epochs", 0, "--w_hc", 0, "--tensorboard"]
+    output_of("train.py", *flags)
     (path,) = tmp_path.rglob("metrics.jsonl")
     text = path.read_text()
     assert "NaN" not in text
@@ -155,8 +155,12 @@ def test_a_term_that_is_not_finite_and_has_no_weight_does_no_harm(call, sysu_tre
 
 
 @pytest.mark.usefixtures("hetero_center_is_nan")
-def test_a_term_that_is_not_finite_and_has_a_weight_ends_the_training(bad, sysu_tree, tmp_path):
-    line = bad("train.py", *TINY, *places(sysu_tree, tmp_path), "--lr", 0.02, "--w_hc", 0.3)
+def test_a_term_that_is_not_finite_and_has_a_weight_ends_the_training(
+    error_of, sysu_tree, tmp_path
+):
+    line = error_of(
+        "train.py", *TINY, *folder_flags(sysu_tree, tmp_path), "--lr", 0.02, "--w_hc", 0.3
+    )
     for words in ("epoch 0, step 5", "not finite", "--lr 0.02", "--w-hc 0.3"):
         assert words in line
 
@@ -164,14 +168,14 @@ def test_a_term_that_is_not_finite_and_has_a_weight_ends_the_training(bad, sysu_
 # ---- SYSU-MM01 ----------------------------------------------------------------------------------
 
 
-def test_all_protocols_at_once(call, sysu_run, tmp_path):
+def test_all_protocols_at_once(output_of, sysu_run, tmp_path):
     """The flags are spelt in the other way, too."""
     flags = ["--data-path", sysu_run["data"], "--model-path", sysu_run["models"]]
     flags += [f"--log-path={tmp_path}", "--resume", f"{RUN}_best.t"]
     flags += ["--test_batch", 16, "--workers", 0, "--mode", "both", "--gall_mode", "both"]
     features_file = tmp_path / "features.npz"
-    out = call("test.py", *flags, "--save_features", features_file)
-    rows = rows_of(only(tmp_path))
+    out = output_of("test.py", *flags, "--save_features", features_file)
+    rows = rows_of(only_json(tmp_path))
     expected_keys = []
     for mode in ("all", "indoor"):
         for shots in ("single", "multi"):
@@ -194,20 +198,20 @@ def test_all_protocols_at_once(call, sysu_run, tmp_path):
     assert out.count("chance") >= 4
 
     # Stripes of unit length rank alike by either distance.
-    call("-m tools.score", features_file, "--distance", "euclidean", "--log_path", tmp_path)
-    euclidean_rows = rows_of(only(tmp_path, "*euclidean.json"))
+    output_of("-m tools.score", features_file, "--distance", "euclidean", "--log_path", tmp_path)
+    euclidean_rows = rows_of(only_json(tmp_path, "*euclidean.json"))
     euclidean_trials = euclidean_rows["all-search single-shot", "fc"]["trials"]
     np.testing.assert_allclose(
         [trial["mAP"] for trial in euclidean_trials], [trial["mAP"] for trial in trials]
     )
 
 
-def test_trials_draw_different_galleries(call, sysu_run, tmp_path):
+def test_trials_draw_different_galleries(output_of, sysu_run, tmp_path):
     flags = ["--data_path", sysu_run["data"], "--log_path", tmp_path, "--workers", 0]
     best = sysu_run["models"] / f"{RUN}_best.t"
-    call("test.py", *flags, "--resume", best, "--mode", "both", "--gall-mode", "both")
+    output_of("test.py", *flags, "--resume", best, "--mode", "both", "--gall-mode", "both")
     numbers_of_scores = []
-    for (_, kind), row in rows_of(only(tmp_path)).items():
+    for (_, kind), row in rows_of(only_json(tmp_path)).items():
         if kind != "chance":
             numbers_of_scores.append(len({trial["mAP"] for trial in row["trials"]}))
     assert max(numbers_of_scores) > 1
@@ -221,12 +225,12 @@ def test_trials_draw_different_galleries(call, sysu_run, tmp_path):
         "--dist-type cos --thd 100 --w_hc 0.1 --img_h 120 --img_w 40 --mode indoor",
     ],
 )
-def test_other_settings_train_and_test(call, sysu_tree, tmp_path, flags):
+def test_other_settings_train_and_test(output_of, sysu_tree, tmp_path, flags):
     # It is slow to import.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folders = [*places(sysu_tree, tmp_path), "--workers", 0]
-    call("train.py", *TINY, "--epochs", 0, *flags.split(), *folders, "--tensorboard")
+    folders = [*folder_flags(sysu_tree, tmp_path), "--workers", 0]
+    output_of("train.py", *TINY, "--epochs", 0, *flags.split(), *folders, "--tensorboard")
     (checkpoint_file,) = tmp_path.rglob("*_last.t")
     (metrics_file,) = tmp_path.rglob("metrics.jsonl")
     (log_file,) = tmp_path.rglob("*.log")
@@ -239,14 +243,14 @@ def test_other_settings_train_and_test(call, sysu_tree, tmp_path, flags):
     net = utils.load_checkpoint(str(checkpoint_file))["net"]
     assert ("classifier1.classifier.2.weight" in net) == ("--drop" in flags)
     assert ("HC 0.0000" in log_file.read_text()) == ("--thd 100" in flags)
-    call("test.py", *folders, "--resume", checkpoint_file)
-    row = rows_of(only(tmp_path))["all-search single-shot", "fc"]
+    output_of("test.py", *folders, "--resume", checkpoint_file)
+    row = rows_of(only_json(tmp_path))["all-search single-shot", "fc"]
     assert row["mean"]["rank20"] == 1  # there are two test persons
 
 
-def test_periodic_checkpoints_are_kept_and_the_rate_falls(call, sysu_tree, tmp_path):
+def test_periodic_checkpoints_are_kept_and_the_rate_falls(output_of, sysu_tree, tmp_path):
     """Epochs above 10 that --save-epoch divides are kept; the rate falls at epoch 30."""
-    flags = [*TINY, *places(sysu_tree, tmp_path), "--save_epoch", 3]
+    flags = [*TINY, *folder_flags(sysu_tree, tmp_path), "--save_epoch", 3]
     net = EmbedNet(10, low_dim=16, arch="tiny", pretrained="none")
     state = {"net": net.state_dict(), "cmc": [1.0] * 20, "mAP": 1.0, "config": {"arch": "tiny"}}
     start = tmp_path / "start.t"
@@ -254,7 +258,7 @@ def test_periodic_checkpoints_are_kept_and_the_rate_falls(call, sysu_tree, tmp_p
     for last_epoch in (9, 12, 30):
         utils.save_checkpoint(str(start), state | {"epoch": last_epoch - 1})
         method = f"until{last_epoch}"
-        out = call(
+        out = output_of(
             "train.py", *flags, "--resume", start, "--method", method, "--epochs", last_epoch
         )
         rates += re.findall(r"lr ([\d.e-]+)", out)
@@ -266,11 +270,11 @@ def test_periodic_checkpoints_are_kept_and_the_rate_falls(call, sysu_tree, tmp_p
 # ---- RegDB and LLCM -----------------------------------------------------------------------------
 
 
-def test_regdb_all_trials_in_both_directions(call, bad, short_regdb, tmp_path):
-    shared = ["--dataset", "regdb", *places(short_regdb, tmp_path)]
-    call("train.py", *TINY, *shared, "--epochs", 0, "--trial", 2)
+def test_regdb_all_trials_in_both_directions(output_of, error_of, short_regdb, tmp_path):
+    shared = ["--dataset", "regdb", *folder_flags(short_regdb, tmp_path)]
+    output_of("train.py", *TINY, *shared, "--epochs", 0, "--trial", 2)
     (trained,) = tmp_path.glob("regdb_*_trial2_*_last.t")
-    line = bad("test.py", *shared, "--trial", 1, "--resume", trained)
+    line = error_of("test.py", *shared, "--trial", 1, "--resume", trained)
     assert "was trained with --trial 2, not --trial 1" in line
 
     # Ten models are ten trainings; here the weights of one stand for all.
@@ -281,13 +285,15 @@ def test_regdb_all_trials_in_both_directions(call, bad, short_regdb, tmp_path):
         (tmp_path / f"trial{trial}.t").symlink_to("trial1.t")
     flags = ["--trial", "all", "--search", "both", "--resume", "trial{trial}.t"]
     flags += ["--img_h", 96, "--img_w", 32, "--workers", 0, "--mode", "all"]
-    out = call("test.py", *shared, *flags, "--save_features", tmp_path / "features{trial}/x.npz")
+    out = output_of(
+        "test.py", *shared, *flags, "--save_features", tmp_path / "features{trial}/x.npz"
+    )
     assert "RegDB has no --mode: ignored" in out
     assert "trial3.t does not say its trial: make sure that it was trained on 3" in out
     numbers = list(range(1, 11))
     for trial in numbers:
         assert (tmp_path / f"features{trial}/x.npz").exists()
-    content = only(tmp_path)
+    content = only_json(tmp_path)
     assert [network["trial"] for network in content["networks"]] == numbers
     rows = rows_of(content)
     assert {protocol for protocol, _ in rows} == {"v2t", "t2v"}
@@ -296,35 +302,35 @@ def test_regdb_all_trials_in_both_directions(call, bad, short_regdb, tmp_path):
     assert rows["v2t", "fc"]["trials"] != rows["t2v", "fc"]["trials"]
 
 
-def test_tvsearch_of_the_original_code_is_thermal_to_visible(call, short_regdb, tmp_path):
-    flags = ["--dataset", "regdb", *places(short_regdb, tmp_path), "--workers", 0]
+def test_tvsearch_of_the_original_code_is_thermal_to_visible(output_of, short_regdb, tmp_path):
+    flags = ["--dataset", "regdb", *folder_flags(short_regdb, tmp_path), "--workers", 0]
     flags += ["--pretrained", "none", "--arch", "tiny", "--img_h", 96, "--img_w", 32]
-    call("test.py", *flags, "--tvsearch")
-    assert {protocol for protocol, _ in rows_of(only(tmp_path))} == {"t2v"}
+    output_of("test.py", *flags, "--tvsearch")
+    assert {protocol for protocol, _ in rows_of(only_json(tmp_path))} == {"t2v"}
 
 
-def test_llcm_from_images_to_a_report(call, bad, llcm_tree, tmp_path):
+def test_llcm_from_images_to_a_report(output_of, error_of, llcm_tree, tmp_path):
     dataset = ["--dataset", "llcm"]
-    folders = [*places(llcm_tree, tmp_path), "--workers", 0]
-    call("train.py", *dataset, *TINY, *folders, "--epochs", 2)
+    folders = [*folder_flags(llcm_tree, tmp_path), "--workers", 0]
+    output_of("train.py", *dataset, *TINY, *folders, "--epochs", 2)
     (last,) = tmp_path.glob("llcm_*_last.t")
     features_file = tmp_path / "features.npz"
     flags = ["--search", "both", "--save_features", features_file]
-    call("test.py", *dataset, *folders, "--resume", last, *flags)
-    call("-m tools.score", *dataset, features_file, "--search", "both", "--log_path", tmp_path)
-    tested = only(tmp_path, "test_*_both.json")["results"]
-    assert only(tmp_path, "score_*_both.json")["results"] == tested
+    output_of("test.py", *dataset, *folders, "--resume", last, *flags)
+    output_of("-m tools.score", *dataset, features_file, "--search", "both", "--log_path", tmp_path)
+    tested = only_json(tmp_path, "test_*_both.json")["results"]
+    assert only_json(tmp_path, "score_*_both.json")["results"] == tested
     protocols = {row["protocol"] for row in tested}
     assert protocols == set(DATASETS["llcm"].protocol_flags["search"])
 
     (result_file,) = tmp_path.glob("test_*.json")
-    out = call("-m tools.report", result_file, "--out", tmp_path / "report.html")
+    out = output_of("-m tools.report", result_file, "--out", tmp_path / "report.html")
     assert "v2t-published" in out
 
     with np.load(features_file) as saved:
         arrays = {name: saved[name] for name in saved if name != "thermal"}
     np.savez(tmp_path / "foreign.npz", **arrays)
-    line = bad("-m tools.score", *dataset, tmp_path / "foreign.npz", "--log_path", tmp_path)
+    line = error_of("-m tools.score", *dataset, tmp_path / "foreign.npz", "--log_path", tmp_path)
     assert "'thermal'" in line
 
 
@@ -353,19 +359,19 @@ def write_published_file(
     path.write_bytes(content)
 
 
-def test_resuming_from_a_published_checkpoint(call, bad, sysu_tree, tmp_path):
+def test_resuming_from_a_published_checkpoint(output_of, error_of, sysu_tree, tmp_path):
     """It has weights, epoch and scores, but not the rate of dropout: --drop tells it."""
-    flags = [*TINY, "--arch", "resnet18", *places(sysu_tree, tmp_path), "--epochs", 8]
+    flags = [*TINY, "--arch", "resnet18", *folder_flags(sysu_tree, tmp_path), "--epochs", 8]
     flags += ["--resume", "published.t"]
     path = tmp_path / "published.t"
     write_published_file(path, EmbedNet(4, 16, 0.3, "resnet18", pretrained="none"))
-    line = bad("train.py", *flags)
+    line = error_of("train.py", *flags)
     assert "published.t was trained on 4 persons, but --data-path" in line
     assert "has 10" in line
     write_published_file(path, EmbedNet(10, 16, 0.3, "resnet18", pretrained="none"))
-    assert "give --drop" in bad("train.py", *flags)
+    assert "give --drop" in error_of("train.py", *flags)
 
-    out = call("train.py", *flags, "--drop", 0.4)
+    out = output_of("train.py", *flags, "--drop", 0.4)
     assert "no optimizer state" in out
     assert "epoch   8 step" in out
     assert "epoch   7 step" not in out
@@ -422,7 +428,7 @@ def test_the_published_training_is_the_default(dataset, lr, epochs, w_hc):
     ],
 )
 def test_the_published_test_scores_a_published_checkpoint(
-    call, sysu_tree, short_regdb, tmp_path, monkeypatch, dataset, protocol, numpy_core, prefix
+    output_of, sysu_tree, short_regdb, tmp_path, monkeypatch, dataset, protocol, numpy_core, prefix
 ):
     """The command is verbatim, and the data are where it looks for them."""
     (tmp_path / "data").mkdir()
@@ -432,12 +438,12 @@ def test_the_published_test_scores_a_published_checkpoint(
     net = EmbedNet(395, arch="resnet18", pretrained="none")
     write_published_file(tmp_path / "DIR/NAME", net, numpy_core, prefix)
     monkeypatch.chdir(tmp_path)
-    out = call("test.py", *PUBLISHED_TEST.format(dataset, protocol).split())
+    out = output_of("test.py", *PUBLISHED_TEST.format(dataset, protocol).split())
     assert "only training uses --lr, --w-hc: ignored" in out
     assert "no GPU" in out
     assert "DIR/NAME, epoch 7" in out
     assert "has no --" not in out  # would name a flag of another dataset
-    network = only(tmp_path / "log")["networks"][0]
+    network = only_json(tmp_path / "log")["networks"][0]
     assert network["arch"] == "resnet18"
     assert network["low_dim"] == 512
     assert network["img_h"] == 288

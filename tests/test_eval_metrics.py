@@ -1,6 +1,7 @@
 """Ranking, distances, counts and re-ranking, each held to its definition."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -156,21 +157,22 @@ def test_score_averages_over_the_queries_that_have_a_match(case, max_rank):
     def junk_mask(q_pids, q_camids, g_pids, g_camids) -> np.ndarray:
         return case.junk_mask[q_camids]
 
-    arguments = (
+    score_case = functools.partial(
+        score,
         case.distmat,
         case.query_pids,
         case.gallery_pids,
         query_numbers,
         np.zeros(n_gallery),
-        junk_mask,
-        case.cmc_by_identity,
-        max_rank,
+        junk_mask=junk_mask,
+        cmc_by_identity=case.cmc_by_identity,
+        max_rank=max_rank,
     )
     if matched:
-        check_scores(score(*arguments), expected_rows, max_rank)
+        check_scores(score_case(), expected_rows, max_rank)
     else:
         with pytest.raises(ValueError, match="no query has a match"):
-            score(*arguments)
+            score_case()
 
 
 @dataclasses.dataclass
@@ -249,7 +251,9 @@ def test_rankings_of_whole_lists_in_blocks_of_queries(
     _, expected_rows = rank_by_definition(
         case.distmat, case.q_pids, case.g_pids, junk, cmc_by_identity
     )
-    at_once = score(case.distmat, *case.columns(), junk_mask, cmc_by_identity)
+    at_once = score(
+        case.distmat, *case.columns(), junk_mask=junk_mask, cmc_by_identity=cmc_by_identity
+    )
     check_scores(at_once, expected_rows, max_rank=20)
 
     block_lengths = []
@@ -259,7 +263,9 @@ def test_rankings_of_whole_lists_in_blocks_of_queries(
         return junk_mask(q_pids, q_camids, g_pids, g_camids)
 
     monkeypatch.setattr("eval_metrics.BLOCK_SIZE", 1)
-    in_blocks = score(case.distmat, *case.columns(), recording_mask, cmc_by_identity)
+    in_blocks = score(
+        case.distmat, *case.columns(), junk_mask=recording_mask, cmc_by_identity=cmc_by_identity
+    )
     check_scores(in_blocks, expected_rows, max_rank=20)
     assert max(block_lengths) <= 64
     assert sum(block_lengths) == len(case.q_pids)
@@ -468,10 +474,10 @@ def test_results_average_the_trials_of_each_protocol():
     """In the second of two trials, gallery images have the features of the other person."""
     images = images_of_a_trial()
     good = np.array([[1, 0], [1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [1, 1]], float)
-    bad = np.array([[0, 1], [0, 1], [1, 0], [1, 0], [0, 1], [1, 0], [1, 1]], float)
+    worse = np.array([[0, 1], [0, 1], [1, 0], [1, 0], [0, 1], [1, 0], [1, 1]], float)
     results = Results(SYSU)
-    for number, features in enumerate((good, bad)):
-        trial = dataclasses.replace(TRIAL, trial=number)
+    for number, features in enumerate((good, worse)):
+        trial = dataclasses.replace(TRIAL, number=number)
         results.add(trial, images, {"fc": features})
     # Camera 3's query ignores person 2; camera 6's has person 2 ahead in the second trial.
     mean, std = results.mean_and_std(TRIAL.protocol, "fc")

@@ -285,19 +285,19 @@ def test_distances_are_those_of_brute_force():
     features = synthetic_features(6, 3, gap=1.0)
     values = features.values / np.linalg.norm(features.values, axis=1, keepdims=True)
     pids = features.images.pids
-    same = []
+    same_person = []
     other = []
     for i in np.flatnonzero(features.images.thermal):
         for j in np.flatnonzero(~features.images.thermal):
-            distances = same if pids[i] == pids[j] else other
+            distances = same_person if pids[i] == pids[j] else other
             distances.append(1 - values[i] @ values[j])
-    deviation = np.sqrt((np.var(same) + np.var(other)) / 2)
-    separation = (np.mean(other) - np.mean(same)) / deviation
+    deviation = np.sqrt((np.var(same_person) + np.var(other)) / 2)
+    separation = (np.mean(other) - np.mean(same_person)) / deviation
 
     (axis,) = figures.distances({"a": features}).axes
     assert f"d' = {separation:.2f}" in axis.get_title()
     # Each histogram is drawn as an area, then as a line.
-    for area, distances in zip(axis.patches[::2], (other, same), strict=True):
+    for area, distances in zip(axis.patches[::2], (other, same_person), strict=True):
         density, edges, _ = area.get_data()
         distances = np.clip(distances, edges[0], edges[-1])  # their rounding differs
         np.testing.assert_allclose(density, np.histogram(distances, edges, density=True)[0])
@@ -455,14 +455,14 @@ def test_too_large_a_figure_is_an_error():
 # ---- command line -------------------------------------------------------------------------------
 
 
-def test_every_command_writes_its_figure(sysu_run, call, tmp_path):
+def test_every_command_writes_its_figure(sysu_run, output_of, tmp_path):
     results = tmp_path / "r.json"
     results.write_text(result())
     features = tmp_path / "f.npz"
     tree = sysu_run["data"]
     net = sysu_run["models"] / f"{RUN}_last.t"
     flags = ["--data-path", tree, "--resume", net, "--log-path", tmp_path]
-    call("test.py", *flags, "--save-features", features)
+    output_of("test.py", *flags, "--save-features", features)
     commands = {
         "curves.png": [sysu_run["logs"] / RUN],
         "cmc.jpg": [f"a={results}"],
@@ -474,14 +474,14 @@ def test_every_command_writes_its_figure(sysu_run, call, tmp_path):
     }
     for name, flags in commands.items():
         out = tmp_path / "figures" / name
-        assert str(out) in call("-m tools.visualize", out.stem, *flags, "--out", out)
+        assert str(out) in output_of("-m tools.visualize", out.stem, *flags, "--out", out)
         with Image.open(out) as image:
             assert min(image.size) > 300
             assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_an_unknown_format_is_an_error(bad, sysu_run, tmp_path):
+def test_an_unknown_format_is_an_error(error_of, sysu_run, tmp_path):
     run = sysu_run["logs"] / RUN
-    message = bad("-m tools.visualize", "curves", run, "--out", tmp_path / "curves.gif")
+    message = error_of("-m tools.visualize", "curves", run, "--out", tmp_path / "curves.gif")
     assert "curves.gif" in message
     assert ".png" in message

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import features_file, result, same
+from conftest import features_file, result, same_content
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -170,16 +170,16 @@ def with_pickle(data: bytes) -> bytes:
 
 def test_an_undamaged_checkpoint_is_what_was_saved(folder):
     """Without this the tests of damaged ones would be worth nothing."""
-    assert same(read(folder / "valid.t", CHECKPOINT, utils.load_checkpoint), STATE)
+    assert same_content(read(folder / "valid.t", CHECKPOINT, utils.load_checkpoint), STATE)
     content = with_pickle(pickle_of(CHECKPOINT))
-    assert same(read(folder / "valid.t", content, utils.load_checkpoint), STATE)
+    assert same_content(read(folder / "valid.t", content, utils.load_checkpoint), STATE)
 
 
 @given(damaged(CHECKPOINT))
 def test_a_damaged_checkpoint_is_rejected_or_what_was_saved(folder, content):
     """Checksums cover everything that counts."""
     state = read(folder / "damaged.t", content, utils.load_checkpoint)
-    assert state is None or same(state, STATE)
+    assert state is None or same_content(state, STATE)
 
 
 @given(damaged(CHECKPOINT_WITHOUT_ZIP) | damaged(pickle_of(CHECKPOINT)).map(with_pickle))
@@ -245,8 +245,8 @@ def test_damaged_features_are_rejected_or_what_was_saved(folder, data):
         valid_images, valid_features, valid_network = load_features(
             str(valid_file), DATASETS["sysu"]
         )
-        assert same(vars(images), vars(valid_images))
-        assert same(features, valid_features)
+        assert same_content(vars(images), vars(valid_images))
+        assert same_content(features, valid_features)
         assert network == valid_network
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, make_tree, read_all, same
+from conftest import ROOT, TINY, make_tree, read_all, same_content
 
 SIZE = ["--img_h", "96", "--img_w", "32"]
 
@@ -62,7 +62,7 @@ def survive(
             assert process.returncode == -9, output.read_text()
             kills += 1
             read_all(out)  # no file is damaged
-        assert same(read_all(out), expected)
+        assert same_content(read_all(out), expected)
         shutil.rmtree(out)
 
 

@@ -185,22 +185,22 @@ def test_infrared_follows_luminance_at_the_easy_end_only(difficulty, least, most
 COMMAND = ["-m tools.make_synthetic", "--dataset", "sysu", "--images", 2, "--workers", 1]
 
 
-def test_a_folder_with_another_content_stays_as_it_is(call, bad, tmp_path):
+def test_a_folder_with_another_content_stays_as_it_is(output_of, error_of, tmp_path):
     tool = [*COMMAND, "--out", tmp_path / "tree"]
-    assert "written" in call(*tool, "--ids", 5)
+    assert "written" in output_of(*tool, "--ids", 5)
     before = files_of(tmp_path)
-    assert "already there" in call(*tool, "--ids", 5)
+    assert "already there" in output_of(*tool, "--ids", 5)
     assert files_of(tmp_path) == before
-    message = bad(*tool, "--ids", 5, "--seed", 1)
+    message = error_of(*tool, "--ids", 5, "--seed", 1)
     assert f"--out {tmp_path / 'tree'}" in message
     assert "give another --out, or delete it" in message
 
 
-def test_an_interrupted_tree_is_made_anew(call, tmp_path):
+def test_an_interrupted_tree_is_made_anew(output_of, tmp_path):
     leftover = tmp_path / "tree.synthetic-partial" / "cam1" / "leftover.jpg"
     leftover.parent.mkdir(parents=True)
     leftover.touch()
-    call(*COMMAND, "--out", tmp_path / "tree", "--ids", 5)
+    output_of(*COMMAND, "--out", tmp_path / "tree", "--ids", 5)
     names = [file.name for file in files_of(tmp_path)]
     assert "synthetic.json" in names
     assert "leftover.jpg" not in names
@@ -234,5 +234,5 @@ def test_ctrl_c_ends_all_workers_at_once(tmp_path, monkeypatch):
         (["--ids", 5, "--full"], "--full"),
     ],
 )
-def test_wrong_flags(bad, tmp_path, flags, message):
-    assert message in bad(*COMMAND, "--out", tmp_path / "tree", *flags)
+def test_wrong_flags(error_of, tmp_path, flags, message):
+    assert message in error_of(*COMMAND, "--out", tmp_path / "tree", *flags)

@@ -89,7 +89,7 @@ def test_a_network_is_read_from_its_checkpoint_with_any_number_of_stripes(tmp_pa
 def test_other_numbers_of_stripes():
     net = small_net(num_parts=4).eval()
     assert net(torch.randn(1, 3, 49, 32))[1].shape == (1, 8 * 4)
-    with pytest.raises(InputError, match="--img-h 49"):
+    with pytest.raises(InputError, match="--img-h must be 49"):
         net(torch.randn(1, 3, 48, 32))
     with pytest.raises(InputError, match="nothing to embed"):
         net()

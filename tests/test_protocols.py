@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from conftest import features_file, golden, only, rows_of, run_here
+from conftest import features_file, golden, only_json, rows_of, run_here
 
 import data_loader
 import model
@@ -148,7 +148,7 @@ def test_galleries_and_scores_are_those_of_the_official_code_and_of_the_baseline
     features = synthetic_features(RECIPES[recipe], sysu_images)
     choice = {"mode": mode, "gall_mode": GALL_MODES[per_camera]}
     trials = SYSU.eval_trials(sysu_images, choice, draw=draw)
-    assert [trial.trial for trial in trials] == list(range(10))
+    assert [trial.number for trial in trials] == list(range(10))
 
     for number, trial in enumerate(trials):
         query = sysu_images.take(trial.query)
@@ -178,7 +178,7 @@ def test_permutations_of_another_tree_are_an_error(golden_tree, rand_perm):
 
 
 def test_a_file_of_features_gets_the_scores_of_the_official_code(
-    sysu_images, rand_perm, call, tmp_path
+    sysu_images, rand_perm, output_of, tmp_path
 ):
     """The same numbers the way a user gets them: tools.score and its result file."""
     np.savez(
@@ -191,9 +191,9 @@ def test_a_file_of_features_gets_the_scores_of_the_official_code(
     )
     flags = ["--gallery", "official", "--rand-perm", rand_perm, "--distance", "euclidean"]
     flags += ["--mode", "indoor", "--log-path", tmp_path]
-    call("-m tools.score", tmp_path / "main.npz", *flags)
+    output_of("-m tools.score", tmp_path / "main.npz", *flags)
 
-    content = only(tmp_path, "score_main_*.json")
+    content = only_json(tmp_path, "score_main_*.json")
     assert content["options"] == ["official", "euclidean"]
     assert content["counts"]["indoor-search single-shot"]["without_match"] == 3803 - 2208
     row = rows_of(content)["indoor-search single-shot", "random"]
@@ -252,7 +252,7 @@ def test_lists_galleries_and_scores_of_llcm_are_the_published_ones(
     features = published_llcm.features
     expected = published_llcm.expected
     trials = LLCM.eval_trials(images, {"search": search})
-    assert [trial.trial for trial in trials] == list(range(10))
+    assert [trial.number for trial in trials] == list(range(10))
 
     for number, trial in enumerate(trials):
         assert trial.protocol == search
@@ -326,7 +326,7 @@ def saved_features(sysu_run, tmp_path_factory) -> SavedFeatures:
         run_here("test.py", *flags, *ALL_PROTOCOLS)
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    return SavedFeatures(path, arrays, only(folder, "test_*.json"), images_read)
+    return SavedFeatures(path, arrays, only_json(folder, "test_*.json"), images_read)
 
 
 def test_a_test_reads_each_image_once(saved_features, sysu_tree):
@@ -343,9 +343,9 @@ def test_a_file_of_features_lists_all_test_images(saved_features, sysu_tree):
     np.testing.assert_array_equal(arrays["thermal"], images.thermal)
 
 
-def test_a_file_of_features_is_scored_as_its_network_was(saved_features, call, tmp_path):
-    call("-m tools.score", saved_features.path, *ALL_PROTOCOLS, "--log-path", tmp_path)
-    content = only(tmp_path)
+def test_a_file_of_features_is_scored_as_its_network_was(saved_features, output_of, tmp_path):
+    output_of("-m tools.score", saved_features.path, *ALL_PROTOCOLS, "--log-path", tmp_path)
+    content = only_json(tmp_path)
     assert len(content["results"]) == 4 * 3  # protocols; fc, pool5 and chance
     assert content["results"] == saved_features.result["results"]
     assert content["counts"] == saved_features.result["counts"]
@@ -353,7 +353,7 @@ def test_a_file_of_features_is_scored_as_its_network_was(saved_features, call, t
     assert content["networks"] == [{"features": str(saved_features.path), **network}]
 
 
-def test_the_order_of_images_in_a_file_changes_no_score(saved_features, call, tmp_path):
+def test_the_order_of_images_in_a_file_changes_no_score(saved_features, output_of, tmp_path):
     """Images of a person in a camera are told apart by their paths."""
     n_images = len(saved_features.arrays["paths"])
     order = np.random.default_rng(0).permutation(n_images)
@@ -362,15 +362,15 @@ def test_the_order_of_images_in_a_file_changes_no_score(saved_features, call, tm
         is_column = values.ndim > 0
         mixed[name] = values[order] if is_column else values
     np.savez(tmp_path / "mixed.npz", **mixed)
-    call("-m tools.score", tmp_path / "mixed.npz", *ALL_PROTOCOLS, "--log-path", tmp_path)
+    output_of("-m tools.score", tmp_path / "mixed.npz", *ALL_PROTOCOLS, "--log-path", tmp_path)
     expected_rows = rows_of({"results": [dict(row) for row in saved_features.result["results"]]})
-    check_same_scores(rows_of(only(tmp_path)), expected_rows, tolerance=1e-6)
+    check_same_scores(rows_of(only_json(tmp_path)), expected_rows, tolerance=1e-6)
 
 
-def test_features_are_written_for_the_official_code(saved_features, call, tmp_path):
+def test_features_are_written_for_the_official_code(saved_features, output_of, tmp_path):
     """A cell array for each camera; the cell of a person holds their images, in order."""
     mat_folder = tmp_path / "mat"
-    call("-m tools.score", saved_features.path, "--mat", mat_folder, "--log-path", tmp_path)
+    output_of("-m tools.score", saved_features.path, "--mat", mat_folder, "--log-path", tmp_path)
     arrays = saved_features.arrays
     for camid in range(1, 7):
         for kind in ("fc", "pool5"):
@@ -382,13 +382,13 @@ def test_features_are_written_for_the_official_code(saved_features, call, tmp_pa
 
 
 def test_images_that_no_trial_needs_are_not_read(
-    saved_features, sysu_run, call, monkeypatch, tmp_path
+    saved_features, sysu_run, output_of, monkeypatch, tmp_path
 ):
     """They are where features are kept. The scores are the same."""
     images_read = record_reads(monkeypatch)
     tree = str(sysu_run["data"])
     flags = ["--data-path", tree, "--resume", best_checkpoint(sysu_run), "--workers", 0]
-    call("test.py", *flags, "--mode", "indoor", "--log-path", tmp_path)
+    output_of("test.py", *flags, "--mode", "indoor", "--log-path", tmp_path)
 
     needed = set(sysu_query(tree).paths)
     for trial in range(10):
@@ -400,13 +400,13 @@ def test_images_that_no_trial_needs_are_not_read(
     for row in saved_features.result["results"]:
         if row["protocol"] == "indoor-search single-shot":
             expected_rows[row["protocol"], row["feature"]] = row
-    check_same_scores(rows_of(only(tmp_path)), expected_rows, tolerance=1e-6)
+    check_same_scores(rows_of(only_json(tmp_path)), expected_rows, tolerance=1e-6)
 
 
 # ---- files of features from elsewhere -----------------------------------------------------------
 
 
-def test_files_of_regdb_are_trials_and_tell_the_modality(bad, call, tmp_path):
+def test_files_of_regdb_are_trials_and_tell_the_modality(error_of, output_of, tmp_path):
     """By an array of their own; without one, the camera numbers tell it."""
     thermal = np.arange(24) % 3 == 0
     fc = np.random.default_rng(0).standard_normal((24, 8))
@@ -419,9 +419,9 @@ def test_files_of_regdb_are_trials_and_tell_the_modality(bad, call, tmp_path):
         network=json.dumps({"trial": 7}),
     )
     command = ["-m tools.score", "--dataset", "regdb", "--log-path", tmp_path]
-    call(*command, by_camera, by_array, "--search", "both")
+    output_of(*command, by_camera, by_array, "--search", "both")
 
-    content = only(tmp_path)
+    content = only_json(tmp_path)
     counts = content["counts"]
     assert counts.keys() == {"v2t", "t2v"}
     assert (counts["v2t"]["queries"], counts["v2t"]["gallery_images"]) == (16, 8)
@@ -430,14 +430,14 @@ def test_files_of_regdb_are_trials_and_tell_the_modality(bad, call, tmp_path):
     assert first.pop("trial") == 1
     assert second.pop("trial") == 7
     assert first == second
-    assert "trial 7" in bad(*command, by_array, by_array)
+    assert "trial 7" in error_of(*command, by_array, by_array)
 
 
-def test_options_of_a_result_are_named(sysu_tree, call, tmp_path):
+def test_options_of_a_result_are_named(sysu_tree, output_of, tmp_path):
     flags = ["--pretrained", "none", "--arch", "resnet18", "--img-h", 96, "--img-w", 32]
     flags += ["--low-dim", 16, "--features", "fc", "--flip"]
-    printed = call("test.py", "--data-path", sysu_tree, "--log-path", tmp_path, *flags)
-    content = only(tmp_path, "*-fc-flip.json")
+    printed = output_of("test.py", "--data-path", sysu_tree, "--log-path", tmp_path, *flags)
+    content = only_json(tmp_path, "*-fc-flip.json")
     assert "; options: flip" in printed
     assert content["options"] == ["flip"]
     assert content["networks"][0]["flip"]
@@ -445,13 +445,15 @@ def test_options_of_a_result_are_named(sysu_tree, call, tmp_path):
     assert "warning" not in printed  # an untrained network was asked for
 
     file = features_file(tmp_path / "f.npz")
-    printed = call("-m tools.score", file, "--rerank", "--log-path", tmp_path)
+    printed = output_of("-m tools.score", file, "--rerank", "--log-path", tmp_path)
     assert "; options: rerank" in printed
-    assert only(tmp_path, "score_*-rerank.json")["options"] == ["rerank"]
+    assert only_json(tmp_path, "score_*-rerank.json")["options"] == ["rerank"]
 
 
 @pytest.mark.parametrize(("signal", "expected_warnings"), [(0.0, [4]), (3.0, [])])
-def test_results_near_chance_are_warned_of_in_one_line(call, tmp_path, signal, expected_warnings):
+def test_results_near_chance_are_warned_of_in_one_line(
+    output_of, tmp_path, signal, expected_warnings
+):
     """It names the four protocols. Random rankings score what is to be expected of them."""
     rng = np.random.default_rng(0)
     pids = np.repeat(np.arange(40), 12)
@@ -462,8 +464,8 @@ def test_results_near_chance_are_warned_of_in_one_line(call, tmp_path, signal, e
         paths=np.arange(480).astype(str),
         fc=rng.standard_normal((480, 16)) + signal * rng.standard_normal((40, 16))[pids],
     )
-    printed = call("-m tools.score", file, *ALL_PROTOCOLS, "--log-path", tmp_path)
-    content = only(tmp_path)
+    printed = output_of("-m tools.score", file, *ALL_PROTOCOLS, "--log-path", tmp_path)
+    content = only_json(tmp_path)
     for (protocol, kind), row in rows_of(content).items():
         if kind == "chance":
             chance = content["counts"][protocol]["chance"]
@@ -478,7 +480,9 @@ def test_results_near_chance_are_warned_of_in_one_line(call, tmp_path, signal, e
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_entry_under_another_name_is_scored_the_same(name, request, call, monkeypatch, tmp_path):
+def test_an_entry_under_another_name_is_scored_the_same(
+    name, request, output_of, monkeypatch, tmp_path
+):
     """Nothing but its entry tells test.py and tools.score how to score a dataset."""
     another = dataclasses.replace(DATASETS[name], title="Another")
     monkeypatch.setitem(DATASETS, "another", another)
@@ -488,12 +492,12 @@ def test_an_entry_under_another_name_is_scored_the_same(name, request, call, mon
     results = []
     for dataset in (name, "another"):
         folder = tmp_path / dataset
-        call(
+        output_of(
             "test.py", *flags, "--dataset", dataset, "--log-path", folder,
             "--save-features", folder / "net.npz",
         )  # fmt: skip
-        call("-m tools.score", folder / "net.npz", "--dataset", dataset, "--log-path", folder)
-        results.append((only(folder, "test_*.json"), only(folder, "score_*.json")))
+        output_of("-m tools.score", folder / "net.npz", "--dataset", dataset, "--log-path", folder)
+        results.append((only_json(folder, "test_*.json"), only_json(folder, "score_*.json")))
     (tested, scored), (tested_another, scored_another) = results
     assert tested["counts"]
     assert tested_another["counts"] == tested["counts"]
@@ -507,7 +511,9 @@ def test_an_entry_under_another_name_is_scored_the_same(name, request, call, mon
 TEST_FLAGS = ["--mode", "indoor", "--features", "fc", "--workers", 0]
 
 
-def test_results_of_another_checkpoint_are_not_written_over(sysu_run, call, bad, tmp_path):
+def test_results_of_another_checkpoint_are_not_written_over(
+    sysu_run, output_of, error_of, tmp_path
+):
     """Two checkpoints have the same file name, in two folders. A test may be repeated."""
     checkpoints = []
     for folder in ("first", "second"):
@@ -519,41 +525,43 @@ def test_results_of_another_checkpoint_are_not_written_over(sysu_run, call, bad,
     log_path = tmp_path / "log"
     command = ["test.py", "--data-path", sysu_run["data"], "--log-path", log_path, *TEST_FLAGS]
 
-    call(*command, "--resume", first)
-    content = only(log_path)
-    call(*command, "--resume", first)
-    assert only(log_path) == content
+    output_of(*command, "--resume", first)
+    content = only_json(log_path)
+    output_of(*command, "--resume", first)
+    assert only_json(log_path) == content
 
     (result_file,) = log_path.glob("*.json")
-    message = bad(*command, "--resume", second)
+    message = error_of(*command, "--resume", second)
     assert str(result_file) in message
     assert "--log-path" in message
 
-    call(*command, "--resume", second, "--log-path", tmp_path / "another_log")
-    assert only(tmp_path / "another_log")["results"] == content["results"]
+    output_of(*command, "--resume", second, "--log-path", tmp_path / "another_log")
+    assert only_json(tmp_path / "another_log")["results"] == content["results"]
 
 
-def test_results_on_another_dataset_folder_are_not_written_over(sysu_run, call, bad, tmp_path):
+def test_results_on_another_dataset_folder_are_not_written_over(
+    sysu_run, output_of, error_of, tmp_path
+):
     tree = shutil.copytree(sysu_run["data"], tmp_path / "tree")
     log_path = tmp_path / "log"
     command = ["test.py", "--resume", best_checkpoint(sysu_run), "--log-path", log_path]
     command += TEST_FLAGS
-    call(*command, "--data-path", sysu_run["data"])
+    output_of(*command, "--data-path", sysu_run["data"])
     (result_file,) = log_path.glob("*.json")
-    message = bad(*command, "--data-path", tree)
+    message = error_of(*command, "--data-path", tree)
     assert str(result_file) in message
     assert "--log-path" in message
 
 
 def test_untrained_networks_of_other_archs_and_sizes_have_result_files_of_their_own(
-    sysu_run, call, tmp_path
+    sysu_run, output_of, tmp_path
 ):
     command = ["test.py", "--pretrained", "none", "--data-path", sysu_run["data"], *TEST_FLAGS]
     command += ["--img-h", 96, "--img-w", 32, "--log-path", tmp_path]
-    call(*command, "--arch", "tiny", "--low-dim", 16)
-    call(*command, "--arch", "resnet18", "--low-dim", 16)
-    call(*command, "--arch", "resnet18", "--low-dim", 512)
-    call(*command, "--arch", "resnet18")  # 512 is the default: the same run
+    output_of(*command, "--arch", "tiny", "--low-dim", 16)
+    output_of(*command, "--arch", "resnet18", "--low-dim", 16)
+    output_of(*command, "--arch", "resnet18", "--low-dim", 512)
+    output_of(*command, "--arch", "resnet18")  # 512 is the default: the same run
     names = sorted(file.name for file in tmp_path.glob("*.json"))
     assert names == [
         "test_untrained_resnet18_none_imgh96_imgw32_indoor-single-fc.json",
@@ -561,41 +569,43 @@ def test_untrained_networks_of_other_archs_and_sizes_have_result_files_of_their_
         "test_untrained_tiny_none_lowdim16_imgh96_imgw32_indoor-single-fc.json",
     ]
     for arch in ("tiny", "resnet18"):
-        assert only(tmp_path, f"*_{arch}_*_lowdim16_*.json")["networks"][0]["arch"] == arch
+        assert only_json(tmp_path, f"*_{arch}_*_lowdim16_*.json")["networks"][0]["arch"] == arch
 
 
-def test_results_of_another_pretrained_file_are_not_written_over(sysu_run, call, bad, tmp_path):
+def test_results_of_another_pretrained_file_are_not_written_over(
+    sysu_run, output_of, error_of, tmp_path
+):
     weights = model.BACKBONES["tiny"].build().state_dict()
     command = ["test.py", "--arch", "tiny", "--data-path", sysu_run["data"], *TEST_FLAGS]
     command += ["--img-h", 96, "--img-w", 32, "--log-path", tmp_path, "--pretrained"]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         torch.save(weights, tmp_path / folder / "weights.pth")
-    call(*command, tmp_path / "a/weights.pth")
-    assert "--log-path" in bad(*command, tmp_path / "b/weights.pth")
+    output_of(*command, tmp_path / "a/weights.pth")
+    assert "--log-path" in error_of(*command, tmp_path / "b/weights.pth")
 
 
-def test_all_files_of_features_are_checked_before_one_is_scored(call, bad, tmp_path):
+def test_all_files_of_features_are_checked_before_one_is_scored(output_of, error_of, tmp_path):
     folders = [tmp_path / name for name in ("x", "y", "z")]
     for folder in folders:
         folder.mkdir()
     tool = ["-m tools.score", "--log-path", tmp_path]
-    call(*tool, features_file(folders[2] / "b.npz"))
+    output_of(*tool, features_file(folders[2] / "b.npz"))
     files = [features_file(folders[0] / "a.npz"), features_file(folders[1] / "b.npz")]
-    assert "--log-path" in bad(*tool, *files)
+    assert "--log-path" in error_of(*tool, *files)
     assert not list(tmp_path.glob("score_a_*"))
 
 
-def test_scores_of_another_file_of_features_are_not_written_over(call, bad, tmp_path):
+def test_scores_of_another_file_of_features_are_not_written_over(output_of, error_of, tmp_path):
     files = []
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         files.append(features_file(tmp_path / folder / "net.npz"))
     first, second = files
     command = ["-m tools.score", "--log-path", tmp_path / "log"]
-    call(*command, first)
-    call(*command, first)
+    output_of(*command, first)
+    output_of(*command, first)
     (result_file,) = (tmp_path / "log").glob("*.json")
-    message = bad(*command, second)
+    message = error_of(*command, second)
     assert str(result_file) in message
     assert "--log-path" in message

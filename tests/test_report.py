@@ -94,13 +94,13 @@ def test_page_holds_the_scores(page, sysu_run):
     assert "fc features (synthetic, SYSU-MM01 layout)" in content
 
 
-def test_a_result_alone_gives_table_and_cmc(call, tmp_path):
+def test_a_result_alone_gives_table_and_cmc(output_of, tmp_path):
     """Without features, checkpoint or data there are the table, also on the screen, and the CMC."""
     flags = {"dataset": "regdb", "data_path": None}
     text = result(networks=[{"checkpoint": "gone.t"}], flags=flags, options=["flip"])
     (tmp_path / "r.json").write_text(text)
     out = tmp_path / "new" / "r.html"
-    screen = call("-m tools.report", tmp_path / "r.json", "--out", out)
+    screen = output_of("-m tools.report", tmp_path / "r.json", "--out", out)
     content = out.read_text()
     assert headings_of(content) == ["Results", "CMC"]
     assert screen.count("50.00 ± 50.00") == 2 * len(MEASURES)
@@ -110,19 +110,19 @@ def test_a_result_alone_gives_table_and_cmc(call, tmp_path):
         assert words in content
 
 
-def test_a_single_trial_has_no_deviation(call, tmp_path):
+def test_a_single_trial_has_no_deviation(output_of, tmp_path):
     content = json.loads(result())
     for row in content["results"]:
         del row["trials"][1]
     (tmp_path / "r.json").write_text(json.dumps(content))
-    screen = call("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    screen = output_of("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "r.html")
     assert screen.count("50.00") == 2 * len(MEASURES)
     assert "50.00 ±" not in screen
 
 
-def test_a_run_alone_gives_its_curves(call, sysu_run, tmp_path):
+def test_a_run_alone_gives_its_curves(output_of, sysu_run, tmp_path):
     out = tmp_path / "r.html"
-    call("-m tools.report", f"a & b={sysu_run['logs'] / RUN}", "--out", out)
+    output_of("-m tools.report", f"a & b={sysu_run['logs'] / RUN}", "--out", out)
     content = out.read_text()
     assert headings_of(content) == ["Training"]
     assert "<title>Hetero-Center loss: a &amp; b</title>" in content
@@ -135,11 +135,11 @@ def test_a_run_alone_gives_its_curves(call, sysu_run, tmp_path):
         {"counts": {"v2t": {**json.loads(result())["counts"]["v2t"], "queries": 4}}},
     ],
 )
-def test_results_of_other_images_are_not_compared(bad, tmp_path, changes):
+def test_results_of_other_images_are_not_compared(error_of, tmp_path, changes):
     (tmp_path / "a.json").write_text(result())
     (tmp_path / "b.json").write_text(result(**changes))
     out = tmp_path / "r.html"
-    message = bad("-m tools.report", tmp_path / "a.json", tmp_path / "b.json", "--out", out)
+    message = error_of("-m tools.report", tmp_path / "a.json", tmp_path / "b.json", "--out", out)
     assert "b and a are of other protocols or images" in message
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, places, read_all, same
+from conftest import RUN, RUN_FLAGS, folder_flags, read_all, same_content
 from filelock import FileLock
 
 import train
@@ -77,7 +77,7 @@ def test_a_run_in_pieces_is_the_run_in_one(training, sysu_run, tmp_path, monkeyp
     assert utils.load_checkpoint(str(last))["epoch"] == 1  # the epoch is over after its test
 
     # Between _best and _last of epoch 2; then between _last and metrics.jsonl.
-    for owner, name in ((utils, "save_checkpoint"), (train.Run, "write_metrics")):
+    for owner, name in ((utils, "save_checkpoint"), (train.RunRecord, "write_metrics")):
         with monkeypatch.context() as patch:
             crash = raising(ZeroDivisionError(), 2, getattr(owner, name))
             patch.setattr(owner, name, crash)
@@ -87,8 +87,8 @@ def test_a_run_in_pieces_is_the_run_in_one(training, sysu_run, tmp_path, monkeyp
 
     assert training("--resume", "last") == 0
     for _ in range(2):  # the second time nothing is left to do
-        assert same(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
-        assert same(read_all(tmp_path / "logs"), read_all(sysu_run["logs"]))
+        assert same_content(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
+        assert same_content(read_all(tmp_path / "logs"), read_all(sysu_run["logs"]))
         assert training("--resume", "last") == 0
     suffixes = {file.suffix for file in tmp_path.rglob("*") if file.is_file()}
     assert suffixes == {".t", ".log", ".jsonl", ".lock"}
@@ -113,7 +113,7 @@ def test_an_epoch_does_not_depend_on_what_came_before(training, tmp_path, sysu_r
 
     load_training_set = train.load_training_set
     assert training("--resume", "last", load_training_set=with_draws) == 0
-    assert same(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
+    assert same_content(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
 
 
 def test_momentum_takes_the_memory_format_of_the_weights():
@@ -144,29 +144,29 @@ def test_momentum_takes_the_memory_format_of_the_weights():
 # ---- runs that are there ------------------------------------------------------------------------
 
 
-def test_a_run_is_not_written_over(bad, sysu_run, tmp_path):
+def test_a_run_is_not_written_over(error_of, sysu_run, tmp_path):
     data = ["--data_path", sysu_run["data"]]
     models = sysu_run["models"]
     logs = sysu_run["logs"]
     folders = ["--model_path", models, "--log_path", logs]
     for resume in ([], ["--resume", f"{RUN}_best.t", "--epochs", 2]):
-        line = bad("train.py", *RUN_FLAGS, *data, *folders, *resume)
+        line = error_of("train.py", *RUN_FLAGS, *data, *folders, *resume)
         assert f"{RUN}_last.t is there already" in line
         assert "--resume last" in line
     for resume in ([], ["--resume", "last"]):  # the metrics alone are a run, too
         folders = ["--model_path", tmp_path, "--log_path", logs]
-        line = bad("train.py", *RUN_FLAGS, *data, *folders, *resume)
+        line = error_of("train.py", *RUN_FLAGS, *data, *folders, *resume)
         assert "metrics.jsonl is there already" in line
 
 
-def test_the_second_process_of_a_name_is_an_error(bad, sysu_run, tmp_path):
+def test_the_second_process_of_a_name_is_an_error(error_of, sysu_run, tmp_path):
     with FileLock(tmp_path / f"{RUN}.lock"):
-        line = bad("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path))
+        line = error_of("train.py", *RUN_FLAGS, *folder_flags(sysu_run["data"], tmp_path))
         assert f"{RUN}.lock" in line
     (lock,) = sysu_run["data"].glob("*.lock")
     size = ["--img_h", 96, "--img_w", 32]
     with FileLock(lock):
-        line = bad("pre_process_sysu.py", "--data_path", sysu_run["data"], *size, "--force")
+        line = error_of("pre_process_sysu.py", "--data_path", sysu_run["data"], *size, "--force")
         assert lock.name in line
 
 

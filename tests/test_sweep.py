@@ -82,7 +82,7 @@ def start_sweep(monkeypatch, *words) -> int:
     return 0
 
 
-def test_statistics(call, tmp_path):
+def test_statistics(output_of, tmp_path):
     """By hand: the differences 3, 2, 4 have deviation 1, and t(0.975, 2) is 4.3027.
 
     The differences -2, -1 have t(0.975, 1) = 12.706.
@@ -95,7 +95,7 @@ def test_statistics(call, tmp_path):
         if percent is not None:
             write_result(run, percent)
     words = [f"--out={tmp_path}", f"--vary={vary}", f"--over={over}", "--jobs=0"]
-    out = call("-m tools.sweep", *words, "--", "--dataset=regdb")
+    out = output_of("-m tools.sweep", *words, "--", "--dataset=regdb")
     lines = [" ".join(line.split()) for line in out.splitlines() if line.startswith("w_hc")]
     assert lines == [
         "w_hc=0 3 52.00 ± 2.00 48.00 ± 2.00",
@@ -127,10 +127,10 @@ def test_the_figure_shows_means_and_replicates_in_the_order_of_the_values(tmp_pa
     assert len(axis.collections[0].get_offsets()) == 7
 
 
-def test_a_dry_run_prints_whole_commands(call, tmp_path):
+def test_a_dry_run_prints_whole_commands(output_of, tmp_path):
     words = [f"--out={tmp_path}", "--dry-run", "--jobs=999", "--over=trial=2,3"]
     words += ["--vary=dist-type:thd=l2:0,l1:17", "--test=--flip"]
-    out = call("-m tools.sweep", *words, "--", "--dataset=regdb", "--gpu=1")
+    out = output_of("-m tools.sweep", *words, "--", "--dataset=regdb", "--gpu=1")
     assert list(tmp_path.iterdir()) == []
     change, training, test = (command.split() for command in out.splitlines()[3].split(" && "))
     assert change[0] == "cd"
@@ -160,8 +160,8 @@ def test_a_dry_run_prints_whole_commands(call, tmp_path):
         (["--jobs=-1"], "--jobs"),
     ],
 )
-def test_wrong_flags_are_errors(bad, tmp_path, words, message):
-    assert message in bad("-m tools.sweep", f"--out={tmp_path}", "--dry-run", *words)
+def test_wrong_flags_are_errors(error_of, tmp_path, words, message):
+    assert message in error_of("-m tools.sweep", f"--out={tmp_path}", "--dry-run", *words)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUN, RUN_FLAGS, TINY, places, read_all, run_here
+from conftest import RUN, RUN_FLAGS, TINY, folder_flags, read_all, run_here
 
 import data_loader
 import loss
@@ -69,8 +69,10 @@ def test_an_error_of_the_system_names_its_file(ending):
     assert line == "script.py: error: [Errno 13] Permission denied: 'log/x.log'\n"
 
 
-def test_the_log_file_keeps_the_traceback_that_the_screen_does_not_show(bad, sysu_tree, tmp_path):
-    line = bad("train.py", *TINY, *places(sysu_tree, tmp_path), "--resume", "missing.t")
+def test_the_log_file_keeps_the_traceback_that_the_screen_does_not_show(
+    error_of, sysu_tree, tmp_path
+):
+    line = error_of("train.py", *TINY, *folder_flags(sysu_tree, tmp_path), "--resume", "missing.t")
     assert "Traceback" not in line
     (log_file,) = tmp_path.glob("*.log")
     log = log_file.read_text()
@@ -100,7 +102,7 @@ def test_a_bug_is_not_turned_into_one_line(capsys, bug):
 
 @pytest.mark.parametrize("bug", BUGS[:4], ids=repr)
 def test_a_bug_in_a_training_step_shows_its_traceback(sysu_tree, tmp_path, monkeypatch, bug):
-    words = ["train.py", *TINY, *places(sysu_tree, tmp_path), "--epochs", 0]
+    words = ["train.py", *TINY, *folder_flags(sysu_tree, tmp_path), "--epochs", 0]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     monkeypatch.setattr(train, "train_step", raise_always(bug))
     with pytest.raises(type(bug)) as caught:
@@ -148,11 +150,11 @@ def test_out_of_memory_names_the_flags_that_help(ending, error):
     ("owner", "function"), [(torch, "load"), (torch.nn.Module, "load_state_dict")]
 )
 def test_out_of_memory_is_no_fault_of_a_checkpoint(
-    bad, sysu_run, tmp_path, monkeypatch, owner, function, error
+    error_of, sysu_run, tmp_path, monkeypatch, owner, function, error
 ):
     best = sysu_run["models"] / f"{RUN}_best.t"
     monkeypatch.setattr(owner, function, raise_always(error))
-    line = bad("test.py", *places(sysu_run["data"], tmp_path), "--resume", best)
+    line = error_of("test.py", *folder_flags(sysu_run["data"], tmp_path), "--resume", best)
     for flag in MEMORY_FLAGS:
         assert flag in line
     for words in ("another", "cannot be read", "does not hold", "_best.t"):
@@ -160,12 +162,14 @@ def test_out_of_memory_is_no_fault_of_a_checkpoint(
 
 
 def test_out_of_memory_while_momentum_is_restored_is_no_fault_of_a_checkpoint(
-    bad, sysu_run, tmp_path, monkeypatch
+    error_of, sysu_run, tmp_path, monkeypatch
 ):
     last = sysu_run["models"] / f"{RUN}_last.t"
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     monkeypatch.setattr(torch.optim.SGD, "load_state_dict", raise_always(error))
-    line = bad("train.py", *RUN_FLAGS, *places(sysu_run["data"], tmp_path), "--resume", last)
+    line = error_of(
+        "train.py", *RUN_FLAGS, *folder_flags(sysu_run["data"], tmp_path), "--resume", last
+    )
     assert "--cache host" in line
     assert "another" not in line
 
@@ -247,7 +251,7 @@ def test_ctrl_c_ends_a_training_with_the_way_to_resume_it(sysu_tree, tmp_path, m
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as stop:
-            run_here("train.py", *TINY, *places(sysu_tree, tmp_path), "--epochs", 2)
+            run_here("train.py", *TINY, *folder_flags(sysu_tree, tmp_path), "--epochs", 2)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert stop.value.code == 130
@@ -279,6 +283,8 @@ def test_every_experiment_flag_is_printed_as_one_types_it():
     args = vars(train.parse_args(["--dataset", "regdb"]))
     for name in set(args) - set(train.RUNTIME_FLAGS):
         values = [args[name]]
+        if args[name] is None:  # RegDB has no such flag
+            continue
         if isinstance(args[name], bool):
             values = [True, False]
         for value in values:
@@ -407,7 +413,7 @@ def test_each_rank_takes_a_gpu_of_its_own(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert utils.select_device(0) == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="2 GPUs: torchrun --nproc_per_node=2"):
+    with pytest.raises(InputError, match="2 GPUs: give torchrun --nproc_per_node=2"):
         utils.select_device(0)
 
 
@@ -455,20 +461,20 @@ def repository(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_commit_is_the_one_of_the_repository_with_this_code(repository):
-    assert utils.commit() == git(repository, "rev-parse", "--short", "HEAD")
-    assert utils.versions()["commit"] == utils.commit()
+    assert utils.git_commit() == git(repository, "rev-parse", "--short", "HEAD")
+    assert utils.versions()["commit"] == utils.git_commit()
     (repository / "utils.py").write_text("changed")
-    assert utils.commit().endswith("-dirty")
+    assert utils.git_commit().endswith("-dirty")
 
 
 def test_the_commit_of_another_repository_around_this_code_is_not_taken(repository, monkeypatch):
     monkeypatch.setattr(utils, "__file__", str(repository / "inner/utils.py"))
-    assert utils.commit() == "unknown"
+    assert utils.git_commit() == "unknown"
 
 
 def test_the_commit_is_unknown_without_git(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert utils.commit() == "unknown"
+    assert utils.git_commit() == "unknown"
 
 
 # ---- results ------------------------------------------------------------------------------------

@@ -316,7 +316,7 @@ def benchmark_data(args: argparse.Namespace, options: argparse.Namespace) -> Non
     for cache in caches:
         batches = TrainBatches(train_set, sampler, size, device, cache)
         visible_plan, thermal_plan = sampler.epoch(0)
-        rows[f"ours, gathered on the {cache}"] = batches.gather(visible_plan, thermal_plan)
+        rows[f"ours, gathered on the {cache}"] = batches.images_of_steps(visible_plan, thermal_plan)
         rows[f"ours, from the {cache} to the network"] = batches.epoch(0)
 
     first_speed = None

@@ -22,8 +22,8 @@ from PIL import Image
 import utils
 from data_loader import read_image, to_input
 from data_manager import Dataset, EvalTrial, Split
-from eval_metrics import FEATURE_KINDS, Distances, modality_centers, rank_queries
-from model import EmbedNet, load_network, stripe_window
+from eval_metrics import Distances, modality_centers, rank_queries
+from model import FEATURE_KINDS, EmbedNet, load_network, stripe_window
 from tools.results_files import Features, ProtocolScores, SavedResults, name_of_tree
 from utils import InputError
 
@@ -482,7 +482,7 @@ def ranked(features: Features, trial: EvalTrial, root: str, rows: int = 2, seed:
     """
     ranking = rank_trial(features, trial)
     queries = choose_queries(ranking, rows, seed)
-    title = f"{trial.protocol}, trial {trial.trial} ({name_of_tree(features.dataset, root)})"
+    title = f"{trial.protocol}, trial {trial.number} ({name_of_tree(features.dataset, root)})"
     figure, axes = new_figure(len(queries), 1 + N_RANKED, (1.15, 2.5), title)
     figure.supxlabel(wrap(features.caption), fontsize=9)
     for row, (kind, q) in zip(axes, queries, strict=True):

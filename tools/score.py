@@ -458,7 +458,7 @@ def score_and_write(files: list[str], stem: str, args: argparse.Namespace) -> No
     options = option_names(args)
     if any(network.get("flip") for network in networks):
         options = ["flip", *options]
-    results.log(options)
+    results.report(options)
     header = {
         "flags": vars(args),
         "options": options,
