@@ -81,7 +81,8 @@ class Dataset:
 
     title: str
     defaults: dict[str, float | str]  # of the flags data_path, lr, epochs and w_hc
-    counts: dict[str, tuple[int, ...]]  # of "train" and "test": persons, visible, infrared images
+    # Of the real dataset, for a warning: "train" and "test" -> persons, visible, infrared images.
+    counts: dict[str, tuple[int, ...]]
     train: Callable[[str, int | None], tuple[Split, Split]]  # (root, trial) -> visible, infrared
     test: Callable[[str, int | None], Split]  # (root, trial) -> all test images
     protocol_flags: dict[str, tuple[str, ...]]  # flag -> its values, the default first
@@ -89,11 +90,11 @@ class Dataset:
     junk_mask: Callable[..., np.ndarray]  # (q_pids, q_camids, g_pids, g_camids) -> (Q, G) bool
     protocol_name: str = "{}"  # a template for the values of the protocol flags
     trials: range = range(10)  # their numbers
-    thermal_cameras: tuple[int, ...] = ()  # for files of features that do not tell the modality
+    thermal_cameras: tuple[int, ...] = ()  # for tools.score, where files do not tell the modality
     cmc_by_identity: bool = True  # CMC counts persons, each at their first image, not images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     one_model_per_trial: bool = False  # each trial has training persons of its own
-    official_persons: int = 0  # rows of the .mat files of its official evaluation, if it has one
+    official_persons: int = 0  # for tools.score: rows of the official evaluation's .mat files
 
     def protocol_values(self, choice: dict[str, str | None]) -> list[str]:
         """Return the value of each protocol flag: the chosen one, or the default."""

@@ -103,7 +103,7 @@ class Scores:
 
 
 class QueryScores(NamedTuple):
-    """What the ranking of each query gives, (Q,) arrays."""
+    """What the ranking of each query that has a match gives."""
 
     ahead: np.ndarray  # identities, or images, ahead of the first match
     average_precision: np.ndarray
@@ -119,7 +119,7 @@ def rank_queries(
 ) -> QueryScores:
     """Rank the gallery for each query, and return where its matches stand.
 
-    Every query must have a match that is not junk.
+    Queries without a match are left out: their matches, if any, are junk.
 
     Args:
         distmat: (Q, G) finite distances.
@@ -143,17 +143,19 @@ def rank_queries(
     last = np.cumsum(n_matches) - 1
     first = last - n_matches + 1
     matches_so_far = np.arange(len(query)) - first[query] + 1
-
     precision = matches_so_far / (position + 1)
-    sums = np.bincount(query, weights=precision, minlength=len(query_pids))
-    first_match = position[first]
+    precision_sums = np.bincount(query, weights=precision, minlength=len(query_pids))
+
+    has_match = n_matches > 0
+    n_matches = n_matches[has_match]
+    first_match = position[first[has_match]]
     ahead = first_match
     if cmc_by_identity:
-        ahead = count_identities_ahead(order, gallery_pids, first_match)
+        ahead = count_identities_ahead(order[has_match], gallery_pids, first_match)
     return QueryScores(
         ahead=ahead,
-        average_precision=sums / n_matches,
-        inverse_penalty=n_matches / (position[last] + 1),
+        average_precision=precision_sums[has_match] / n_matches,
+        inverse_penalty=n_matches / (position[last[has_match]] + 1),
     )
 
 
@@ -218,14 +220,7 @@ def score(
         if not np.isfinite(distances).all():
             raise InputError("some distances are not finite: the features are too large or broken")
         junk = junk_mask(q_pids[rows], q_camids[rows], g_pids, g_camids)
-        has_match = ((q_pids[rows, None] == g_pids) & ~junk).any(axis=1)
-        block = rank_queries(
-            distances[has_match],
-            q_pids[rows][has_match],
-            g_pids,
-            junk[has_match],
-            cmc_by_identity,
-        )
+        block = rank_queries(distances, q_pids[rows], g_pids, junk, cmc_by_identity)
         blocks.append(block)
     ahead = np.concatenate([block.ahead for block in blocks])
     average_precision = np.concatenate([block.average_precision for block in blocks])

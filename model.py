@@ -51,7 +51,8 @@ class ResNetTrunk(ResNet):
 class Backbone:
     """How to make a backbone, and where its pretrained weights come from."""
 
-    build: Callable[[], nn.Module]  # images (N, 3, height, width) -> maps (N, C, rows, columns)
+    # (N, 3, height, width) images -> (N, C, rows, columns) maps; rows = height / 16, rounded up.
+    build: Callable[[], nn.Module]
     channels: int  # C
     imagenet_weights: Callable[[], dict[str, Tensor]]  # its state_dict, trained on ImageNet
 
@@ -345,8 +346,9 @@ def extract_features(
 
     Args:
         net: the network, in any mode; it is evaluated, without autocast.
-        batches: (modality, indices, images): "visible" or "thermal", where the images stand among
-            the ``n_images``, and (B, 3, height, width) normalised images on the device of ``net``.
+        batches: (modality, indices, images): "visible" or "thermal"; (B,) int array, where the
+            images stand among the ``n_images``; (B, 3, height, width), normalised, on the device of
+            ``net``.
         n_images: their number on all ranks together.
         kinds: the kinds of features to return.
         flip: average the features of each image and its mirror image, stripe by stripe.

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--features", choices=kinds, default="both", help="features to score (%(default)s)")
     add("--flip", action="store_true", help="average features of each image and its mirror image")
     add("--precision", choices=["tf32", "fp32"], default="tf32", help="on a GPU (%(default)s)")
-    add("--seed", type=utils.non_negative_int, default=1, help="seed of random rankings (1)")
+    add("--seed", type=utils.seed, default=1, help="seed of random rankings (1)")
     add("--save-features", metavar="FILE", help="write the features of all test images, .npz")
     for flag in TRAINING_FLAGS:
         add(flag, action=IgnoredFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -262,6 +262,7 @@ def open_network(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
         net, description = open_trained(trial, args)
     else:
         net, description = build_untrained(args)
+    description["dataset"] = args.dataset
     description["flip"] = args.flip
     description["trial"] = trial
     # tools.make_synthetic marks its datasets with this file.

@@ -122,7 +122,7 @@ def add_method_flags(add: Callable) -> None:
 def add_machine_flags(add: Callable) -> None:
     """Add how the numbers are computed."""
     yes_or_no = argparse.BooleanOptionalAction
-    add("--seed", type=utils.non_negative_int, default=1, help="random seed (%(default)s)")
+    add("--seed", type=utils.seed, default=1, help="random seed (%(default)s)")
     add(
         "--precision",
         choices=utils.PRECISIONS,
@@ -305,7 +305,7 @@ def build_network(
 
 
 def wrap_network(net: EmbedNet, args: argparse.Namespace) -> nn.Module:
-    """Wrap a network for training: distributed under torchrun, and compiled by --compile.
+    """Return what training calls: ``net``, in DDP under torchrun, and compiled by --compile.
 
     Gradients are averaged over the ranks, and BatchNorm sees the whole batch (FIDELITY 10).
     """
@@ -409,7 +409,7 @@ def train_epoch(
     """
     net.train()
     amp_dtype = utils.AMP_DTYPES.get(args.precision)
-    lr = optimizer.param_groups[-1]["lr"]  # of heads and classifiers
+    lr = optimizer.param_groups[1]["lr"]  # of the heads
     start_time = time.perf_counter()
     sums = 0
     means = {}
@@ -707,9 +707,11 @@ class RunRecord:
                 file.write(json.dumps(line) + "\n")
 
     def log_metrics(self, metrics: dict[str, float | None]) -> None:
-        """Hand an epoch's metrics to TensorBoard, on rank 0. Other loggers belong here, too."""
-        if self.tensorboard is None:
-            return
+        """Hand an epoch's metrics to all loggers, on rank 0. Add further loggers here."""
+        if self.tensorboard is not None:
+            self.log_to_tensorboard(metrics)
+
+    def log_to_tensorboard(self, metrics: dict[str, float | None]) -> None:
         for name, value in metrics.items():
             if value is not None:
                 tag = name.replace("_", "/", 1)  # a group for each kind of features
@@ -767,37 +769,35 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str) -> 
     optimizer.load_state_dict({"state": state["state"], "param_groups": settings})
     for parameter, buffers in optimizer.state.items():
         for name, value in buffers.items():
-            if name != "step":  # of Adam: a number
+            if value.shape == parameter.shape:
                 buffers[name] = torch.empty_like(parameter).copy_(value)
 
 
 def is_state_of(optimizer: torch.optim.Optimizer, state: object) -> bool:
-    """Return whether an optimizer's state_dict has what the parameters of this one need."""
-    buffers = state.get("state") if isinstance(state, dict) else None
-    if not isinstance(buffers, dict):
-        return False
+    """Return whether a state_dict has the same kinds of buffers for each trained parameter."""
+    saved = state.get("state") if isinstance(state, dict) else None
     parameters = []
     for group in optimizer.param_groups:
         parameters += group["params"]
     trained = {i: parameter for i, parameter in enumerate(parameters) if parameter.requires_grad}
-    if set(buffers) != set(trained):
+    if not isinstance(saved, dict) or set(saved) != set(trained):
         return False
-    return all(are_buffers_of(parameter, optimizer, buffers[i]) for i, parameter in trained.items())
-
-
-def are_buffers_of(parameter: Tensor, optimizer: torch.optim.Optimizer, buffers: object) -> bool:
-    """Return whether these are the dense tensors that the optimizer keeps for a parameter."""
-    if isinstance(optimizer, torch.optim.Adam):
-        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    else:
-        shapes = {"momentum_buffer": parameter.shape}
-    if not isinstance(buffers, dict) or set(buffers) != set(shapes):
-        return False
-    for name, shape in shapes.items():
-        value = buffers[name]
-        if not isinstance(value, Tensor) or value.shape != shape:
+    names_of_buffers = set()
+    for i, parameter in trained.items():
+        if not are_buffers_of(parameter, saved[i]):
             return False
-        if value.layout != torch.strided or value.is_meta:
+        names_of_buffers.add(frozenset(saved[i]))
+    return len(names_of_buffers) == 1
+
+
+def are_buffers_of(parameter: Tensor, buffers: object) -> bool:
+    """Return whether these are dense tensors of the parameter's shape, or numbers in tensors."""
+    if not isinstance(buffers, dict) or not buffers:
+        return False
+    for value in buffers.values():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            return False
+        if value.shape not in ((), parameter.shape):
             return False
     return True
 

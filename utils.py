@@ -111,6 +111,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         prog=script,
         usage=f"{script} [flags]; --help lists them",
         description=description,
+        allow_abbrev=False,  # --epoch would silently be --epochs
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -158,6 +159,7 @@ positive_int = number_type(int, lambda x: x > 0, "a whole number above 0")
 non_negative_int = number_type(int, lambda x: x >= 0, "a whole number, 0 or more")
 positive_float = number_type(float, lambda x: 0 < x < np.inf, "a number above 0")
 non_negative_float = number_type(float, lambda x: 0 <= x < np.inf, "a number, 0 or more")
+seed = number_type(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
 probability = number_type(float, lambda x: 0 <= x < 1, "a number from 0 to less than 1")
 
 

@@ -135,6 +135,16 @@ def read_all(folder: Path) -> dict:
     return contents
 
 
+# ---- networks ----------------------------------------------------------------------------------
+
+
+def small_net(n_class: int = 3, low_dim: int = 8, **options):
+    """An `EmbedNet` that is quick to make."""
+    from model import EmbedNet
+
+    return EmbedNet(n_class, low_dim, arch="resnet18", pretrained="none", **options)
+
+
 # ---- running scripts ----------------------------------------------------------------------------
 
 

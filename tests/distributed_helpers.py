@@ -43,7 +43,7 @@ model.BACKBONES["tiny"] = model.Backbone(build_tiny, 32, tiny_weights)
 
 
 class SumOverRanks(torch.autograd.Function):
-    """The sum over the ranks; so is its gradient."""
+    """The sum over the ranks; the gradient is summed, too."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -125,6 +125,7 @@ if __name__ == "__main__":
         kill_rank_1_after(int(os.environ["KILL_RANK_1_AFTER"]))
     script = sys.argv.pop(1)
     if script == "train.py":
+        # Not by runpy, which would load the file anew, without the counting step above.
         train.utils.run(train.main)
     else:
         runpy.run_path(str(ROOT / script), run_name="__main__")

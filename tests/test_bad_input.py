@@ -7,6 +7,7 @@ import copy
 import functools
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -28,15 +29,28 @@ pytestmark = [
 ]
 
 
-def contains(line: str, words: str) -> bool:
-    """Whether all of these words, space separated, are in a line."""
-    return all(word.lower() in line.lower() for word in words.split())
+def check_words(line: str, words: str, folder: Path) -> None:
+    """All of these words, space separated, are in a line: each whole, and not in ``folder``."""
+    text = line.replace(str(folder), "").lower()
+    for word in words.lower().split():
+        is_whole_word = rf"(?<![\w.-]){re.escape(word)}(?![\w-]|\.\w)"  # "4" is not in "44", "0.4"
+        assert re.search(is_whole_word, text), f"{word!r} is not in {line!r}"
+
+
+def test_words_are_looked_for_as_a_whole():
+    line = "/tmp/9/x.t was trained with --no-compile --lr 0.01 --img-h 96, not --lr 1"
+    check_words(line, "x.t --no-compile --lr 0.01 --img-h 96, 96 1", Path("/tmp/9"))
+    for word in ("9", "01", "0", "compile", "--img", "trained_with", "x", "t"):
+        with pytest.raises(AssertionError):
+            check_words(line, word, Path("/tmp/9"))
 
 
 # ---- flags --------------------------------------------------------------------------------------
 
-# script: flags, and words of the message. BEST is a checkpoint; good.json, good.npz, text.npz and
-# empty.pth are files.
+# The name of a run with the flags `TINY`, and no others.
+TINY_RUN = RUN.replace("_lr0.01_", "_lr0.008_").replace("_drop0.3", "")
+# script: flags, and words of the message. BEST is a checkpoint's path, in messages its name;
+# good.json, good.npz, text.npz and empty.pth are files.
 COMMANDS = {
     "train.py": [
         ("--trial 11", "--trial invalid 11 10"),
@@ -55,21 +69,21 @@ COMMANDS = {
         ("--img_w 0", "--img-w 0 above"),
         ("--low-dim 0", "--low-dim 0 above"),
         ("--test-batch 0", "--test-batch 0 above"),
-        ("--test-only", "--resume _last.t --model-path"),
+        ("--test-only", f"--resume {TINY_RUN}_last.t --model-path"),
         ("--data_path nowhere", "nowhere/exp/test_id.txt --data-path"),
         ("--resume missing.t", "--resume missing.t --model-path"),
-        ("--resume BEST --optim adam", "_best.t --optim sgd --optim adam"),
-        ("--resume BEST --no_deterministic", "_best.t --deterministic --no-deterministic"),
-        ("--resume BEST --compile --no-sync_bn", "_best.t --no-compile --sync-bn --no-sync-bn"),
-        ("--resume BEST --seed 2 --lr 0.02", "_best.t --seed 1 --lr 0.01 --seed 2 --lr 0.02"),
+        ("--resume BEST --optim adam", "BEST --optim sgd --optim adam"),
+        ("--resume BEST --no_deterministic", "BEST --deterministic --no-deterministic"),
+        ("--resume BEST --compile --no-sync_bn", "BEST --no-compile --sync-bn --no-sync-bn"),
+        ("--resume BEST --seed 2 --lr 0.02", "BEST --seed 1 --lr 0.01 --seed 2 --lr 0.02"),
         (
             "--resume BEST --drop 0.5 --w_hc 1",
-            "_best.t --drop 0.3 --w-hc 0.6 --drop 0.5 --w-hc 1.0",
+            "BEST --drop 0.3 --w-hc 0.6 --drop 0.5 --w-hc 1.0",
         ),
-        ("--test-only --resume BEST --img_w 40", "_best.t --img-w 32 --img-w 40"),
+        ("--test-only --resume BEST --img_w 40", "BEST --img-w 32 --img-w 40"),
         ("--pretrained missing.pth", "--pretrained missing.pth"),
         ("--pretrained empty.pth", "--pretrained empty.pth"),
-        ("--pretrained BEST", "--pretrained _best.t tiny"),
+        ("--pretrained BEST", "--pretrained BEST tiny"),
         ("--pretrained imagenet", "--pretrained imagenet hub/checkpoints"),
         ("--log_path text.npz", "text.npz"),
         ("--model_path text.npz/models", "text.npz/models"),
@@ -144,22 +158,7 @@ def test_bad_flags_are_named_with_their_value_and_a_remedy(
         usual_flags += ["--log_path", tmp_path]
     flags = flags.replace("BEST", str(sysu_run["models"] / f"{RUN}_best.t"))
     line = error_of(script, *usual_flags, *flags.split())
-    assert contains(line, words), line
-
-
-def test_results_of_another_checkpoint_are_not_written_over(
-    error_of, output_of, sysu_run, tmp_path
-):
-    flags = [*folder_flags(sysu_run["data"], tmp_path), "--workers", 0]
-    checkpoint = tmp_path / "a/x.t"
-    another_checkpoint = tmp_path / "b/x.t"
-    for path in (checkpoint, another_checkpoint):
-        path.parent.mkdir()
-        shutil.copy(sysu_run["models"] / f"{RUN}_best.t", path)
-    output_of("test.py", *flags, "--resume", checkpoint)
-    output_of("test.py", *flags, "--resume", checkpoint)  # of the same sources: written anew
-    line = error_of("test.py", *flags, "--resume", another_checkpoint)
-    assert contains(line, "test_x_all-single.json another checkpoint --log-path")
+    check_words(line, words.replace("BEST", f"{RUN}_best.t"), tmp_path)
 
 
 # ---- files of features --------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def test_results_of_another_checkpoint_are_not_written_over(
 def test_bad_feature_files_are_named_with_what_is_wrong(error_of, tmp_path, changes, flags, words):
     file = features_file(tmp_path / "f.npz", **changes)
     line = error_of("-m tools.score", file, "--log_path", tmp_path / "log", *flags)
-    assert contains(line, words), line
+    check_words(line, words, tmp_path)
 
 
 # ---- trees and arrays ---------------------------------------------------------------------------
@@ -300,78 +299,118 @@ def test_damaged_trees_are_named_with_what_is_wrong(
     for path in list(tree.glob(pattern)):
         damage(path)
     line = error_of(script, *flags)
-    assert contains(line, words), line
+    check_words(line, words, tmp_path)
 
 
 # ---- untrusted checkpoints ----------------------------------------------------------------------
 
 BIAS = "classifier1.classifier.2.bias"
 DEEP_LIST = functools.reduce(lambda inner, _: [inner], range(5000), [])
-SHALLOW = sys.getrecursionlimit()
-DEEP = 100_000
 
 
 def save_deep(path: Path, state: dict) -> None:
     """As torch.save; lists may be nested deeply."""
-    sys.setrecursionlimit(DEEP)
+    usual_limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
     try:
         torch.save(state, path)
     finally:
-        sys.setrecursionlimit(SHALLOW)
+        sys.setrecursionlimit(usual_limit)
 
 
-def without_bias(net: dict) -> dict:
-    return {name: value for name, value in net.items() if name != BIAS}
+def bias(value: object) -> Callable[[dict], dict]:
+    """Put this in place of a weight."""
+    return lambda state: {"net": state["net"] | {BIAS: value}}
 
 
-def all_nan(net: dict) -> dict:
-    return {name: value * float("nan") for name, value in net.items()}
+def without_bias(state: dict) -> dict:
+    return {"net": {name: value for name, value in state["net"].items() if name != BIAS}}
 
 
-# Entries to put into a checkpoint, given its network and its config.
+def config(name: str, value: object) -> Callable[[dict], dict]:
+    """Put this in place of a value in the config."""
+    return lambda state: {"config": state["config"] | {name: value}}
+
+
+def nan_weights(state: dict) -> dict:
+    return {"net": {name: value * float("nan") for name, value in state["net"].items()}}
+
+
+NO_NETWORK = "does not hold a network of this method"
+NO_CHECKPOINT = "is not a whole checkpoint of this method"
+# What is wrong: the entries to put into a checkpoint of this state, and words of the message.
 HOSTILE = {
-    "a module for a network": lambda net, config: {"net": torch.nn.Linear(2, 2)},
-    "an empty network": lambda net, config: {"net": {}},
-    "another network": lambda net, config: {
-        "net": {"a": torch.zeros(2)},
-        "config": {"n_class": 10},
-    },
-    "a word for a weight": lambda net, config: {"net": net | {BIAS: "ten"}},
-    "a missing weight": lambda net, config: {"net": without_bias(net)},
-    "a sparse weight": lambda net, config: {"net": net | {BIAS: torch.zeros(10).to_sparse()}},
-    "a config of tensors": lambda net, config: {"config": config | {"lr": torch.zeros(3)}},
-    "a list for a config": lambda net, config: {"config": [1, 2]},
-    "another arch": lambda net, config: {"config": config | {"arch": "resnet50"}},
-    "an unknown arch": lambda net, config: {"config": config | {"arch": "vgg"}},
-    "a word for a height": lambda net, config: {"config": config | {"img_h": "tall"}},
-    "a negative height": lambda net, config: {"config": config | {"img_h": -96}},
-    "a fraction for a height": lambda net, config: {"config": config | {"img_h": 96.5}},
-    "scores in words": lambda net, config: {"cmc": ["high"], "mAP": "low"},
-    "scores that are too large": lambda net, config: {"cmc": [10**400]},
-    "scores with a gradient": lambda net, config: {"cmc": torch.zeros(3, requires_grad=True)},
-    "several mAP": lambda net, config: {"mAP": torch.zeros(3)},
-    "a tensor for an epoch": lambda net, config: {"epoch": torch.zeros(3)},
-    "a deep list": lambda net, config: {"cmc": DEEP_LIST},
+    "a module for a network": (
+        lambda state: {"net": torch.nn.Linear(2, 2)},
+        "cannot be read as a checkpoint damaged",
+    ),
+    "an empty network": (lambda state: {"net": {}}, NO_NETWORK),
+    "another network": (
+        lambda state: {"net": {"a": torch.zeros(2)}, "config": {"n_class": 10}},
+        NO_NETWORK,
+    ),
+    "a word for a weight": (bias("ten"), NO_NETWORK),
+    "a missing weight": (without_bias, NO_NETWORK),
+    "a sparse weight": (bias(torch.zeros(10).to_sparse()), NO_NETWORK),
+    "a config of tensors": (config("lr", torch.zeros(3)), NO_CHECKPOINT),
+    "a list for a config": (lambda state: {"config": [1, 2]}, NO_CHECKPOINT),
+    "a word for a height": (config("img_h", "tall"), NO_CHECKPOINT),
+    "a negative height": (config("img_h", -96), NO_CHECKPOINT),
+    "a fraction for a height": (config("img_h", 96.5), NO_CHECKPOINT),
+    "scores in words": (lambda state: {"cmc": ["high"], "mAP": "low"}, NO_CHECKPOINT),
+    "scores that are too large": (lambda state: {"cmc": [10**400]}, NO_CHECKPOINT),
+    "scores with a gradient": (
+        lambda state: {"cmc": torch.zeros(3, requires_grad=True)},
+        NO_CHECKPOINT,
+    ),
+    "several mAP": (lambda state: {"mAP": torch.zeros(3)}, NO_CHECKPOINT),
+    "a tensor for an epoch": (lambda state: {"epoch": torch.zeros(3)}, NO_CHECKPOINT),
+    "a deep list": (lambda state: {"cmc": DEEP_LIST}, NO_CHECKPOINT),
 }
+
+
+@pytest.fixture
+def hostile_line(error_of, sysu_run, tmp_path) -> Callable[[str, Callable], str]:
+    """(script, change): the line of a script that gets hostile.t, a changed checkpoint."""
+
+    def line_of(script: str, change: Callable[[dict], dict]) -> str:
+        state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
+        path = tmp_path / "hostile.t"
+        save_deep(path, state | change(state))
+        flags = ["--workers", 0]
+        if script == "train.py":
+            flags = RUN_FLAGS
+        folders = folder_flags(sysu_run["data"], tmp_path)
+        return error_of(script, *flags, *folders, "--resume", path)
+
+    return line_of
 
 
 @pytest.mark.parametrize("script", ["test.py", "train.py"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_checkpoints_are_named(error_of, sysu_run, tmp_path, name, script):
-    state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
-    path = tmp_path / "hostile.t"
-    save_deep(path, state | HOSTILE[name](state["net"], state["config"]))
-    flags = ["--workers", 0]
-    if script == "train.py":
-        flags = RUN_FLAGS
-    line = error_of(script, *flags, *folder_flags(sysu_run["data"], tmp_path), "--resume", path)
-    assert "hostile.t" in line
+def test_hostile_checkpoints_are_named(hostile_line, tmp_path, name, script):
+    change, words = HOSTILE[name]
+    check_words(hostile_line(script, change), f"hostile.t {words}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "arch", "words"),
+    [
+        ("test.py", "resnet50", NO_NETWORK),
+        ("test.py", "vgg", "another backbone: vgg"),
+        ("train.py", "resnet50", "trained with --arch resnet50, --arch tiny: another checkpoint"),
+        ("train.py", "vgg", "trained with --arch vgg, --arch tiny: another checkpoint"),
+    ],
+)
+def test_a_config_of_another_arch_is_named(hostile_line, tmp_path, script, arch, words):
+    line = hostile_line(script, config("arch", arch))
+    check_words(line, f"hostile.t {words}", tmp_path)
 
 
 def test_a_network_that_is_not_finite_gets_no_scores(error_of, sysu_run, tmp_path):
     state = utils.load_checkpoint(str(sysu_run["models"] / f"{RUN}_best.t"))
     path = tmp_path / "nan.t"
-    torch.save(state | {"net": all_nan(state["net"])}, path)
+    torch.save(state | nan_weights(state), path)
     flags = [*folder_flags(sysu_run["data"], tmp_path), "--workers", 0]
     assert "features of thermal images are not finite" in error_of(
         "test.py", *flags, "--resume", path
@@ -388,7 +427,10 @@ class Bomb(str):
 def test_damaged_checkpoints_are_rejected_and_code_in_them_does_not_run(
     error_of, sysu_tree, tmp_path
 ):
-    """The network is small: nobody looks at it. A bomb writes a file, which `bad` would see."""
+    """The network is not valid: loading fails before it is used.
+
+    A bomb writes a file, which `error_of` would see.
+    """
     path = tmp_path / "hostile.t"
     bomb = Bomb(tmp_path / "exploded")
     state = {"net": {BIAS: torch.zeros(1600)}, "epoch": 3}
@@ -401,11 +443,11 @@ def test_damaged_checkpoints_are_rejected_and_code_in_them_does_not_run(
     contents["flipped bit"] = valid.replace(bytes(64), bytes(63) + b"\1", 1)
     contents["cut"] = valid[:-1000]
     contents["empty"] = b""
-    for name, content in contents.items():
+    for content in contents.values():
         path.write_bytes(content)
         for script, flags in (("test.py", []), ("train.py", RUN_FLAGS)):
             line = error_of(script, *flags, *folder_flags(sysu_tree, tmp_path), "--resume", path)
-            assert contains(line, "hostile.t checkpoint"), name
+            check_words(line, "hostile.t checkpoint", tmp_path)
 
 
 # ---- training states ----------------------------------------------------------------------------
@@ -469,7 +511,7 @@ def test_training_states_that_do_not_hold_together_are_rejected(error_of, sysu_r
     save_deep(path, state | TRAINING_STATES[name](state))
     flags = [*RUN_FLAGS, *folder_flags(sysu_run["data"], tmp_path), "--epochs", 4]
     line = error_of("train.py", *flags, "--resume", path)
-    assert contains(line, "state.t checkpoint"), line
+    check_words(line, "state.t checkpoint", tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["best", "metrics", "scaler"])
@@ -486,7 +528,7 @@ def test_a_training_state_without_one_of_its_parts_is_rejected(
         tmp_path / "state.t",
     ]
     line = error_of("train.py", *flags)
-    assert contains(line, "state.t checkpoint training state"), line
+    check_words(line, "state.t checkpoint training state", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -521,7 +563,7 @@ def test_adam_states_that_do_not_hold_together_are_rejected(
     torch.save(adam_state | {"optimizer": optimizer}, path)
     flags = [*TINY, *folder_flags(sysu_tree, tmp_path), "--optim", "adam", "--epochs", 1]
     line = error_of("train.py", *flags, "--resume", path)
-    assert contains(line, "state.t checkpoint"), line
+    check_words(line, "state.t checkpoint", tmp_path)
 
 
 @pytest.mark.parametrize("scaler_state", [{}, {"scale": 65536.0}, {"scale": "large"}])

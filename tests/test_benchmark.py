@@ -1,4 +1,4 @@
-"""The measurements run, and print all of their rows. What they measure is for their reader."""
+"""The measurements run, and print all of their rows, with ratios the right way round."""
 
 from functools import partial
 
@@ -30,16 +30,35 @@ def run(monkeypatch, capsys, tmp_path):
     return run_command
 
 
-def test_evaluate(run, monkeypatch):
+def words_of(line: str) -> str:
+    """A line with single spaces."""
+    return " ".join(line.split())
+
+
+# ---- scoring ------------------------------------------------------------------------------------
+
+
+def test_evaluate_measures_time_and_memory_of_each_size(run, monkeypatch):
     monkeypatch.setattr(benchmark, "SIZES", {"small": SMALL})
     monkeypatch.setattr(benchmark, "LARGE_SIZE", SMALL)
     head, row, _, large = run("evaluate").splitlines()
-    assert "loop/ours" in head
-    assert "ours/sort" in head
-    assert "ours/argsort" in head
-    assert row.startswith("small")
+    ratios = "loop/ours ours/sort ours/argsort"
+    assert words_of(head) == f"queries x gallery ours loop sort argsort {ratios} ours loop"
+    assert words_of(row).startswith("small 30 x 20 ")
     assert row.count("MiB") == 2
     assert large.startswith("30 x 20, from 128-dimensional features")
+
+
+def test_evaluate_says_how_much_faster_than_the_loop_it_is(monkeypatch):
+    seconds = {
+        benchmark.eval_sysu: 2,
+        benchmark.loop_over_queries: 10,
+        np.sort: 1,
+        np.argsort: 0.5,
+    }
+    monkeypatch.setattr(benchmark, "fastest", lambda function, calls: seconds[function.func])
+    row = words_of(benchmark.evaluate_row(SMALL))
+    assert row.startswith("30 x 20 2.000 s 10.000 s 1.000 s 0.500 s 5.0x 2.0x 4.0x")
 
 
 def test_the_loop_over_queries_gives_our_scores():
@@ -52,24 +71,46 @@ def test_the_loop_over_queries_gives_our_scores():
     np.testing.assert_allclose((scores.cmc[0], scores.mAP), expected, atol=1e-12)
 
 
-def test_data(run):
-    out = run("data", *SIZE, "--workers=0")
-    assert "image by image, 0 workers" in out
-    assert "ours, gathered on the host" in out
-    assert "ours, from the host to the network" in out
-    assert out.count("images/s") == 3
+# ---- batches and training -----------------------------------------------------------------------
 
 
-def test_train(run):
+def test_data_measures_each_way_to_make_batches(run):
+    rows = run("data", *SIZE, "--workers=0").splitlines()
+    assert len(rows) == 3
+    assert rows[0].startswith("image by image, 0 workers ")
+    assert rows[1].startswith("ours, gathered on the host ")
+    assert rows[2].startswith("ours, from the host to the network ")
+
+
+def test_data_says_how_much_faster_than_image_by_image_it_is(run, monkeypatch):
+    speeds = iter([100, 3000, 50])
+    monkeypatch.setattr(benchmark, "speed_of_batches", lambda *_: next(speeds))
+    rows = run("data", *SIZE, "--workers=0").splitlines()
+    ends = [" ".join(row.split()[-3:]) for row in rows]
+    assert ends == ["100 images/s 1.0x", "3,000 images/s 30.0x", "50 images/s 0.5x"]
+
+
+def test_train_measures_the_stock_loop_and_ours(run):
     out = run("train", *SIZE, "--workers=0", "--warmup=0", "--arch=tiny")
     head, stock, ours = out.splitlines()
-    assert " ".join(head.split()) == "images/s step ms data wait ms peak GiB to first"
-    assert stock.startswith(benchmark.STOCK)
+    assert words_of(head) == "images/s step ms data wait ms peak GiB to stock"
+    assert stock.startswith("stock PyTorch, the original's loop ")
     assert stock.endswith(" 1.00x")
-    assert ours.startswith(f"{benchmark.OURS} ")
+    assert ours.startswith("ours ")
 
 
-def test_scale(run):
+def test_train_says_how_much_faster_than_the_stock_loop_ours_is(run, monkeypatch):
+    def known_results(world_size, time_training, args, options):
+        speeds = {benchmark.time_stock: 100, benchmark.time_ours: 250}
+        return {"images/s": speeds[time_training], "step ms": 10}
+
+    monkeypatch.setattr(benchmark, "measure_in_processes", known_results)
+    _, stock, ours = run("train", *SIZE).splitlines()
+    assert stock.split()[-3:] == ["100.00", "10.00", "1.00x"]
+    assert ours.split()[-3:] == ["250.00", "10.00", "2.50x"]
+
+
+def test_scale_measures_one_process_and_two(run):
     out = run("scale", *SIZE, "--workers=0", "--warmup=0", "--arch=tiny", "--batch-size=32")
     assert out.startswith("no GPU")
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith(("strong", "weak"))]
@@ -78,6 +119,21 @@ def test_scale(run):
         ["strong", "2", "64"],
         ["weak", "1", "64"],
         ["weak", "2", "128"],
+    ]
+
+
+def test_scale_compares_with_one_process_and_with_a_rank_alone(run, monkeypatch):
+    def known_results(world_size, time_training, args, options):
+        speeds = {(1, 32): 100, (1, 16): 80, (2, 32): 150, (2, 64): 180}
+        return {"images/s": speeds[world_size, options.batch_size]}
+
+    monkeypatch.setattr(benchmark, "measure_in_processes", known_results)
+    out = run("scale", *SIZE, "--batch-size=32", "--processes=2")
+    assert [words_of(line) for line in out.splitlines()[-4:]] == [
+        "strong 1 64 100.0 1.00x 0%",
+        "strong 2 64 150.0 1.50x 6%",  # alone, two ranks with half of the batch would make 160
+        "weak 1 64 100.0 1.00x 0%",
+        "weak 2 128 180.0 1.80x 10%",  # alone, two ranks with a batch each would make 200
     ]
 
 
@@ -126,6 +182,6 @@ def test_precision_flags_are_for_our_row_alone(run, monkeypatch, precision):
         stock_time(*arguments)
         assert precisions == []
 
-    monkeypatch.setitem(benchmark.METHODS, benchmark.STOCK, time_stock)
+    monkeypatch.setattr(benchmark, "time_stock", time_stock)
     run("train", *SIZE, "--workers=0", "--warmup=0", "--arch=tiny", f"--precision={precision}")
     assert precisions == [precision]

@@ -88,13 +88,18 @@ def expect_trajectory(expected: dict, *case) -> None:
     assert_close(trajectory(*case), expected, rtol=0, atol=1e-8)
 
 
-CASES = [("resnet18", 16, "l2", False)]
-for dist_type in ("l2", "l1", "cos"):
-    CASES.append(("tiny", 32, dist_type, False))
-    CASES.append(("tiny", 32, dist_type, True))
-
-
-@pytest.mark.parametrize(("arch", "width", "dist_type", "has_margin"), CASES)
+@pytest.mark.parametrize(
+    ("arch", "width", "dist_type", "has_margin"),
+    [
+        ("resnet18", 16, "l2", False),
+        ("tiny", 32, "l2", False),
+        ("tiny", 32, "l2", True),
+        ("tiny", 32, "l1", False),
+        ("tiny", 32, "l1", True),
+        ("tiny", 32, "cos", False),
+        ("tiny", 32, "cos", True),
+    ],
+)
 def test_several_processes_follow_one(arch, width, dist_type, has_margin):
     margin = 0.0
     expected = trajectory(arch, width, dist_type, margin)
@@ -108,21 +113,34 @@ def test_several_processes_follow_one(arch, width, dist_type, has_margin):
         in_processes(world_size, expect_trajectory, expected, arch, width, dist_type, margin)
 
 
-def expect_equal_ranks(expected_net: dict) -> None:
-    case = ("tiny", 32, "l2", 0.0)
-    overflowing = trajectory(*case, 2.0**17)
+def fp16_trajectory(scale: float) -> dict:
+    return trajectory(arch="tiny", width=32, dist_type="l2", margin=0.0, fp16_scale=scale)
+
+
+def check_steps_left_out() -> None:
+    high_scale = 2.0**17
+    overflowing = fp16_trajectory(high_scale)
     overflowing.pop("gradients")  # of the last step: not finite if it overflowed
     # Some steps were left out, but not all.
-    assert overflowing["scale"] < 2.0**17
+    assert overflowing["scale"] < high_scale
     assert overflowing["momentum"][0].any()
     first, second = utils.gather(overflowing)
     assert same_content(first, second)
-    assert_close(trajectory(*case, 2.0**8)["net"], expected_net, rtol=0, atol=1e-3)
 
 
 def test_ranks_leave_out_the_same_fp16_steps():
-    """Where no step overflows, they follow one process."""
-    in_processes(2, expect_equal_ranks, trajectory("tiny", 32, "l2", 0.0, 2.0**8)["net"])
+    in_processes(2, check_steps_left_out)
+
+
+LOW_SCALE = 2.0**8  # no step overflows
+
+
+def expect_fp16_net(expected_net: dict) -> None:
+    assert_close(fp16_trajectory(LOW_SCALE)["net"], expected_net, rtol=0, atol=1e-3)
+
+
+def test_ranks_follow_one_process_in_fp16():
+    in_processes(2, expect_fp16_net, fp16_trajectory(LOW_SCALE)["net"])
 
 
 def test_persons_are_not_split_between_ranks():
@@ -249,22 +267,29 @@ def test_a_killed_run_of_two_processes_is_resumed(flags, tmp_path):
     assert_close(resumed, whole, rtol=0, atol=5e-4)
 
 
-def test_processes_score_as_one(sysu_run, tmp_path):
-    """An image that a process cannot read is one line."""
-    tree = shutil.copytree(sysu_run["data"], tmp_path / "tree")
-    best = next(sysu_run["models"].glob("*_best.t"))
-    command = ["test.py", "--data_path", tree, "--workers", 0, "--test-batch", 4]
-    command += ["--resume", best, "--log_path"]
+@pytest.fixture
+def score_command(sysu_run) -> list:
+    (best,) = sysu_run["models"].glob("*_best.t")
+    return ["test.py", "--resume", best, "--workers", 0, "--test-batch", 4]
+
+
+def test_processes_score_as_one(score_command, sysu_run, tmp_path):
+    command = [*score_command, "--data_path", sysu_run["data"], "--log_path"]
     run_here(*command, tmp_path / "one")
     in_processes(2, run_here, *command, tmp_path / "several")
     several = rows_of(only_json(tmp_path / "several"))
     one = rows_of(only_json(tmp_path / "one"))
     assert_close(several, one, rtol=0, atol=1e-6)
+
+
+def test_an_image_that_one_rank_cannot_read_is_one_line(score_command, sysu_run, tmp_path):
+    tree = shutil.copytree(sysu_run["data"], tmp_path / "tree")
     images = sysu_test(str(tree))
     first_of_rank_1 = Path(images.paths[np.flatnonzero(images.thermal)[1]])
     first_of_rank_1.write_bytes(b"damaged")
-    done = torchrun(*command, tmp_path / "damaged")
+    log_path = tmp_path / "log"
+    done = torchrun(*score_command, "--data_path", tree, "--log_path", log_path)
     (line,) = our_error_lines(done)
     assert done.returncode
     assert first_of_rank_1.name in line
-    assert not list((tmp_path / "damaged").glob("*.json"))
+    assert not list(log_path.glob("*.json"))

@@ -32,7 +32,7 @@ LLCM = DATASETS["llcm"]
 
 
 def rank_one_query(
-    distances, query_pid, gallery_pids, is_junk, cmc_by_identity
+    distances, q_pid, g_pids, is_junk, cmc_by_identity
 ) -> tuple[int, float, float] | None:
     """The definition, for one query. None: the gallery has no match that is not junk.
 
@@ -40,21 +40,21 @@ def rank_one_query(
         The persons, or the images, ahead of the first match; the average precision; the inverse
         negative penalty.
     """
-    ranked = [i for i in range(len(gallery_pids)) if not is_junk[i]]
+    ranked = [i for i in range(len(g_pids)) if not is_junk[i]]
     ranked.sort(key=lambda i: distances[i])  # stable: equal distances keep the gallery's order
     first_rank = None
     last_rank = None
     persons_ahead = set()
     precisions = []
     for rank, i in enumerate(ranked, start=1):
-        if gallery_pids[i] == query_pid:
+        if g_pids[i] == q_pid:
             if first_rank is None:
                 first_rank = rank
             last_rank = rank
             n_matches = len(precisions) + 1
             precisions.append(n_matches / rank)
         elif first_rank is None:
-            persons_ahead.add(gallery_pids[i])
+            persons_ahead.add(g_pids[i])
     if first_rank is None:
         return None
     images_ahead = first_rank - 1
@@ -65,14 +65,14 @@ def rank_one_query(
 
 
 def rank_by_definition(
-    distmat, query_pids, gallery_pids, junk_mask, cmc_by_identity
+    distmat, q_pids, g_pids, junk_mask, cmc_by_identity
 ) -> tuple[list[int], np.ndarray]:
     """Which queries have a match; what `rank_one_query` says of these, a row each."""
     matched = []
     rows = []
-    for i, pid in enumerate(query_pids.tolist()):
+    for i, pid in enumerate(q_pids.tolist()):
         row = rank_one_query(
-            distmat[i].tolist(), pid, gallery_pids.tolist(), junk_mask[i], cmc_by_identity
+            distmat[i].tolist(), pid, g_pids.tolist(), junk_mask[i], cmc_by_identity
         )
         if row is not None:
             matched.append(i)
@@ -103,8 +103,8 @@ FEW_VALUES = {
 @dataclasses.dataclass
 class SmallRanking:
     distmat: np.ndarray
-    query_pids: np.ndarray
-    gallery_pids: np.ndarray
+    q_pids: np.ndarray
+    g_pids: np.ndarray
     junk_mask: np.ndarray
     cmc_by_identity: bool
 
@@ -121,8 +121,8 @@ def small_rankings(draw) -> SmallRanking:
     person_ids = st.integers(0, n_persons)
     return SmallRanking(
         distmat=draw(hnp.arrays(dtype, shape, elements=st.sampled_from(values))),
-        query_pids=draw(hnp.arrays(np.int64, n_queries, elements=person_ids)),
-        gallery_pids=draw(hnp.arrays(np.int64, n_gallery, elements=person_ids)),
+        q_pids=draw(hnp.arrays(np.int64, n_queries, elements=person_ids)),
+        g_pids=draw(hnp.arrays(np.int64, n_gallery, elements=person_ids)),
         junk_mask=draw(hnp.arrays(bool, shape)),
         cmc_by_identity=draw(st.booleans()),
     )
@@ -131,12 +131,12 @@ def small_rankings(draw) -> SmallRanking:
 @given(case=small_rankings())
 def test_rank_queries_is_the_definition_query_by_query(case):
     matched, expected_rows = rank_by_definition(
-        case.distmat, case.query_pids, case.gallery_pids, case.junk_mask, case.cmc_by_identity
+        case.distmat, case.q_pids, case.g_pids, case.junk_mask, case.cmc_by_identity
     )
     ahead, average_precision, inverse_penalty = rank_queries(
         case.distmat[matched],
-        case.query_pids[matched],
-        case.gallery_pids,
+        case.q_pids[matched],
+        case.g_pids,
         case.junk_mask[matched],
         case.cmc_by_identity,
     )
@@ -149,7 +149,7 @@ def test_rank_queries_is_the_definition_query_by_query(case):
 def test_score_averages_over_the_queries_that_have_a_match(case, max_rank):
     """Beyond the gallery the CMC keeps its last value."""
     matched, expected_rows = rank_by_definition(
-        case.distmat, case.query_pids, case.gallery_pids, case.junk_mask, case.cmc_by_identity
+        case.distmat, case.q_pids, case.g_pids, case.junk_mask, case.cmc_by_identity
     )
     n_queries, n_gallery = case.distmat.shape
     query_numbers = np.arange(n_queries)  # in place of cameras: they tell the rows of the junk
@@ -160,8 +160,8 @@ def test_score_averages_over_the_queries_that_have_a_match(case, max_rank):
     score_case = functools.partial(
         score,
         case.distmat,
-        case.query_pids,
-        case.gallery_pids,
+        case.q_pids,
+        case.g_pids,
         query_numbers,
         np.zeros(n_gallery),
         junk_mask=junk_mask,

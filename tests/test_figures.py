@@ -16,7 +16,7 @@ from data_manager import DATASETS, Split, sysu_test
 from eval_metrics import eval_sysu
 from model import load_network
 from tools import figures
-from tools.results_files import Features, label_files, read_metrics, read_results
+from tools.results_files import Features, read_metrics, read_results
 from utils import InputError, load_checkpoint
 
 SYSU = DATASETS["sysu"]
@@ -25,7 +25,7 @@ OWN_CENTERS = "same person's centers, distance\n(fc, tested trial)"
 OTHER_CENTERS = "two persons' centers, distance\n(fc, tested trial)"
 
 
-def synthetic_features(
+def features_around_centers(
     n_persons: int, per_camera: int, gap: float = 0.0, cameras: tuple = (1, 2, 3, 4, 5, 6)
 ) -> Features:
     """Features around a center for each person; the infrared ones are ``gap`` away from it."""
@@ -47,110 +47,6 @@ def words_of(figure: Figure) -> str:
     texts = figure.findobj(lambda artist: hasattr(artist, "get_text"))
     text = " ".join(artist.get_text() for artist in texts)
     return " ".join(text.split())
-
-
-# ---- reading files ------------------------------------------------------------------------------
-
-
-def write_metrics(folder, *epochs: dict):
-    lines = [json.dumps(epoch) + "\n" for epoch in epochs]
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    return str(folder)
-
-
-def test_a_metric_that_was_not_finite_is_left_out(tmp_path):
-    first = {"epoch": 0, "lr": 0.1, "CE": 2.5}
-    second = {"epoch": 1, "lr": 0.1, "CE": None}
-    path = write_metrics(tmp_path, first, second)
-    assert read_metrics(path) == [first, {"epoch": 1, "lr": 0.1}]
-    assert read_metrics(f"{path}/metrics.jsonl") == read_metrics(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "no JSON\n", '{"lr": 0.1}\n', '{"epoch": null}\n', '{"epoch": 1, "CE": "a"}\n', "[1]\n"],
-)
-def test_other_files_than_metrics_are_errors(tmp_path, text):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"metrics\.jsonl.*run"):
-        read_metrics(str(tmp_path))
-
-
-def test_a_missing_file_of_metrics_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"metrics\.jsonl not found.*log/<run>"):
-        read_metrics(str(tmp_path))
-
-
-def remove_a_row(content: dict) -> None:
-    del content["results"][-1]
-
-
-def shorten_a_cmc(content: dict) -> None:
-    content["results"][0]["trials"][0]["cmc"].pop()
-
-
-def remove_the_trials(content: dict) -> None:
-    content["results"][0]["trials"].clear()
-
-
-def remove_a_measure(content: dict) -> None:
-    del content["results"][0]["mean"]["mAP"]
-
-
-def turn_a_count_into_a_word(content: dict) -> None:
-    content["counts"]["v2t"]["queries"] = "three"
-
-
-def name_another_dataset(content: dict) -> None:
-    content["flags"]["dataset"] = "market"
-
-
-def turn_networks_into_words(content: dict) -> None:
-    content["networks"] = ["net.t"]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        remove_a_row,
-        shorten_a_cmc,
-        remove_the_trials,
-        remove_a_measure,
-        turn_a_count_into_a_word,
-        name_another_dataset,
-        turn_networks_into_words,
-    ],
-)
-def test_results_with_a_malformed_entry_are_errors(tmp_path, damage):
-    path = tmp_path / "r.json"
-    content = json.loads(result())
-    path.write_text(json.dumps(content))
-    assert read_results(str(path)).counts["v2t"].queries == 3
-    damage(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"r\.json is not a JSON file that test\.py"):
-        read_results(str(path))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"results": []}'])
-def test_other_files_than_results_are_errors(tmp_path, text):
-    (tmp_path / "r.json").write_text(text)
-    with pytest.raises(InputError, match=r"r\.json is not a JSON file that test\.py"):
-        read_results(str(tmp_path / "r.json"))
-
-
-def test_files_are_labelled_by_their_name_or_by_what_stands_in_front(tmp_path):
-    path = tmp_path / "w_hc=0.5.json"  # its "=" does not end a label
-    path.touch()
-    words = [str(path), "a label=some.json", "w=1=other.npz", "log/run/"]
-    assert label_files(words) == {
-        "w_hc=0.5": str(path),
-        "a label": "some.json",
-        "w=1": "other.npz",
-        "run": "log/run/",
-    }
-    with pytest.raises(InputError, match="LABEL=FILE"):
-        label_files(["a/net.npz", "b/net.npz"])
 
 
 # ---- curves -------------------------------------------------------------------------------------
@@ -239,7 +135,7 @@ def test_cmc_curves_are_means_over_trials_with_their_deviation(tmp_path):
 
 def test_embedding_joins_the_two_centers_of_a_person():
     gaps = {"near": 0.1, "far": 3.0}
-    panels = {label: synthetic_features(5, 4, gap) for label, gap in gaps.items()}
+    panels = {label: features_around_centers(5, 4, gap) for label, gap in gaps.items()}
     figure = figures.embedding(panels, persons=3, method="pca")
     for axis, gap in zip(figure.axes, gaps.values(), strict=True):
         note = axis.get_title().split("same person ")[1]
@@ -261,28 +157,30 @@ def test_embedding_joins_the_two_centers_of_a_person():
 
 
 def test_few_or_many_persons_and_long_labels_can_be_drawn():
-    many = synthetic_features(500, 1, cameras=(1, 6))
-    one = synthetic_features(1, 1, cameras=(1, 3))
+    many = features_around_centers(500, 1, cameras=(1, 6))
+    one = features_around_centers(1, 1, cameras=(1, 3))
     assert words_of(figures.distances({"a": many, "b" * 300: many}))
     for method in ("tsne", "pca"):
-        assert words_of(figures.embedding({"$a_{" * 80: many, "one": one}, method=method))
+        words = words_of(figures.embedding({"$a_{" * 80: many, "one": one}, method=method))
+        assert "centers of all 500 persons, distance: same person" in words
+        assert "centers of a single person" in words
 
 
 @pytest.mark.parametrize("draw", [figures.embedding, figures.distances])
 def test_a_single_modality_is_an_error(draw):
     with pytest.raises(InputError, match="both modalities"):
-        draw({"a": synthetic_features(3, 2, cameras=(3, 6))})
+        draw({"a": features_around_centers(3, 2, cameras=(3, 6))})
 
 
 def test_features_of_one_dimension_cannot_be_embedded():
-    features = synthetic_features(3, 2)
+    features = features_around_centers(3, 2)
     narrow = dataclasses.replace(features, values=features.values[:, :1])
     with pytest.raises(InputError, match="single dimension"):
         figures.embedding({"a": narrow})
 
 
 def test_distances_are_those_of_brute_force():
-    features = synthetic_features(6, 3, gap=1.0)
+    features = features_around_centers(6, 3, gap=1.0)
     values = features.values / np.linalg.norm(features.values, axis=1, keepdims=True)
     pids = features.images.pids
     same_person = []
@@ -378,11 +276,11 @@ def load_run(sysu_run):
     return load_network(load_checkpoint(path), path).eval(), path
 
 
-def test_stripe_parts_are_those_of_brute_force(sysu_run):
+def test_contributions_to_stripes_are_those_of_brute_force(sysu_run):
     net, _ = load_run(sysu_run)
     image = read_image(sysu_test(str(sysu_run["data"])).paths[0], (96, 64))
-    parts, tops = figures.stripe_parts(net, "visible", image)
-    assert parts.shape == (6, 4)
+    contributions, tops = figures.stripe_contributions(net, "visible", image)
+    assert contributions.shape == (6, 4)
     assert tops == [i / 6 for i in range(6)]
     with torch.no_grad():
         (maps,) = net.feature_maps(visible=to_input(torch.tensor(image[None]), (96, 64)))
@@ -392,9 +290,9 @@ def test_stripe_parts_are_those_of_brute_force(sysu_run):
         least = min(products)
         most = max(products)
         expected = [(product - least) / (most - least) for product in products]
-        np.testing.assert_allclose(parts[row], expected, atol=1e-4)
-    parts_of_other_backbone, _ = figures.stripe_parts(net, "thermal", image)
-    assert not np.array_equal(parts, parts_of_other_backbone)
+        np.testing.assert_allclose(contributions[row], expected, atol=1e-4)
+    of_other_backbone, _ = figures.stripe_contributions(net, "thermal", image)
+    assert not np.array_equal(contributions, of_other_backbone)
 
 
 def test_attention_shows_images_of_both_modalities_with_maps(sysu_run):
@@ -437,11 +335,11 @@ def test_samples_are_grey_where_a_camera_has_not_seen_a_person(sysu_tree):
 
 
 def test_samples_have_a_column_for_each_modality_of_a_camera(regdb_tree):
-    def test_images_of_one_camera(root: str, trial: int | None) -> Split:
+    def list_one_camera(root: str, trial: int | None) -> Split:
         images = REGDB.test(root, trial)
         return dataclasses.replace(images, camids=np.ones_like(images.camids))
 
-    dataset = dataclasses.replace(REGDB, test=test_images_of_one_camera)
+    dataset = dataclasses.replace(REGDB, test=list_one_camera)
     columns = ["cam1\nvisible", "cam1\ninfrared"]
     for row in read_rows_of_samples(dataset, regdb_tree, columns):
         assert all(axis.images[0].get_array().std() > 0 for axis in row)

@@ -5,11 +5,11 @@ A longer search, with other examples each time:
     pytest tests/test_fuzz.py --hypothesis-profile long
 """
 
-import contextlib
+import functools
 import io
 import os
-import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     position = draw(st.integers(0, len(content) - 1))
     bit = draw(st.integers(0, 7))
     flipped = bytes([content[position] ^ 1 << bit])
+    # What is listed twice is drawn more often.
     inserted = draw(st.sampled_from([flipped, flipped, b""]) | st.binary(max_size=9))
     n_removed = draw(st.sampled_from([len(inserted), 1, 1, 99, len(content)]))
     return content[:position] + inserted + content[position + n_removed :]
@@ -51,15 +52,39 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def read(path: Path, content: bytes, reader: Callable, *args) -> object:
-    """What ``reader`` makes of a file with this content; None: an InputError that names it."""
-    path.write_bytes(content)
+outcomes = Counter()  # of the examples of the test that runs: how many were read, and rejected
+
+
+def has_both_outcomes(test: Callable) -> Callable:
+    """A test some of whose examples must be read, and others rejected: it is not empty."""
+
+    @functools.wraps(test)
+    def counted_test(*args, **options) -> None:
+        outcomes.clear()
+        test(*args, **options)
+        assert outcomes["read"] >= 3, outcomes
+        assert outcomes["rejected"] >= 3, outcomes
+
+    return counted_test
+
+
+def read(name: str, reader: Callable, *args) -> object:
+    """What ``reader`` returns; None: an InputError that has ``name`` in its message."""
     try:
-        return reader(str(path), *args)
+        result = reader(*args)
     except InputError as error:
-        assert path.name in str(error)
+        assert name in str(error)
         assert len(str(error)) < 1000
+        outcomes["rejected"] += 1
         return None
+    outcomes["read"] += 1
+    return result
+
+
+def write_and_read(path: Path, content: bytes, reader: Callable, *args) -> object:
+    """As `read`, of a file with this content."""
+    path.write_bytes(content)
+    return read(path.name, reader, str(path), *args)
 
 
 def bytes_of(save: Callable, *args, **options) -> bytes:
@@ -69,49 +94,99 @@ def bytes_of(save: Callable, *args, **options) -> bytes:
     return file.getvalue()
 
 
-# ---- lists and ids ------------------------------------------------------------------------------
+# ---- lists of images ----------------------------------------------------------------------------
 
-# Parts of a list of images, and of what others may write into it.
-LIST_PARTS = (
-    "Visible/1/a.bmp", " ", "0", "12", "\n", "\t", "..", "/", "\\", "\r", "\x00", "٣", "é",
-)  # fmt: skip
-list_part = st.sampled_from([part.encode() for part in LIST_PARTS]) | st.binary(max_size=3)
+list_path = st.sampled_from(["Visible/1/a.bmp", "my images/b.bmp", "é/٣..bmp"])
+list_space = st.sampled_from([" ", "\t", "   "])
+list_number = st.integers(0, 10**9 - 1).map(str)
+# A path, a space and a person id; then the same with what others may write.
+list_row = st.tuples(list_path, list_space, list_number)
+odd_list_row = st.tuples(
+    list_path | st.sampled_from(["../a.bmp", "/a.bmp", "b/../../a.bmp", "..\\a.bmp", "\x00", ""]),
+    list_space | st.just(""),
+    list_number | st.sampled_from(["٣", "-1", "1.5", "9999999999", ""]),
+)
 
 
-def lines_of(content: bytes) -> list[str]:
-    """The lines of a file that are not empty."""
-    return [line for line in content.decode(errors="replace").splitlines() if line.strip()]
+def list_of(rows: list[tuple[str, str, str]]) -> bytes:
+    """The content of a list of images with these rows."""
+    lines = [path + space + number + "\n" for path, space, number in rows]
+    return "".join(lines).encode()
 
 
-@given(st.lists(list_part, max_size=40).map(b"".join))
-def test_lists_of_images_name_files_below_their_folder(folder, content):
-    def read_list(path: str) -> Split:
+valid_list = st.lists(list_row, min_size=1, max_size=5).map(list_of)
+odd_list = st.lists(odd_list_row, min_size=1, max_size=3).map(list_of)
+
+
+def read_list(folder: Path, content: bytes) -> Split | None:
+    def read_split(path: str) -> Split:
         return data_manager.regdb_split(str(folder), 1, "visible", "train")
 
-    split = read(folder / "idx/train_visible_1.txt", content, read_list)
+    return write_and_read(folder / "idx/train_visible_1.txt", content, read_split)
+
+
+@given(st.lists(list_row, max_size=9))
+def test_valid_lists_of_images_are_read_row_by_row(folder, rows):
+    split = read_list(folder, list_of(rows))
+    assert split.paths == [os.path.join(folder, path) for path, _, _ in rows]
+    assert split.pids.tolist() == [int(number) for _, _, number in rows]
+
+
+@has_both_outcomes
+@given(valid_list | odd_list | valid_list.flatmap(damaged))
+def test_lists_of_images_name_files_below_their_folder(folder, content):
+    """The last word of a line is the person, the others are the path."""
+    split = read_list(folder, content)
     if split is None:
         return
-    rows = [re.fullmatch(r"\s*(\S.*)\s([0-9]+)\s*", line) for line in lines_of(content)]
-    assert split.paths == [os.path.join(folder, row[1].strip()) for row in rows]
-    assert split.pids.tolist() == [int(row[2]) for row in rows]
-    for path in split.paths:
+    all_words = [line.split() for line in content.decode(errors="replace").splitlines()]
+    all_words = [words for words in all_words if words]
+    assert len(split) == len(all_words)
+    for path, pid, words in zip(split.paths, split.pids, all_words, strict=True):
+        assert path.removeprefix(f"{folder}/").split() == words[:-1]
+        assert words[-1].isascii()
+        assert pid == int(words[-1])
         assert Path(os.path.normpath(path)).is_relative_to(folder)
 
 
-ID_PARTS = ("1", "23", "0456", ",", ",", " ", "-", "\n", "\r\n", "\ufeff", "9999999999", "٣")
-id_part = st.sampled_from([part.encode() for part in ID_PARTS]) | st.binary(max_size=2)
+# ---- lists of persons ---------------------------------------------------------------------------
+
+person_id = st.integers(0, 10**9 - 1)
+odd_id = st.sampled_from(["0456", " 7 ", "", "-1", "1\n2", "1\r\n", "\ufeff1", "9999999999", "٣"])
+id_list = st.lists(person_id.map(str), min_size=1, max_size=5)
+odd_id_list = st.lists(person_id.map(str) | odd_id, min_size=1, max_size=3)
 
 
-@given(st.lists(id_part, max_size=20).map(b"".join))
-def test_lists_of_persons_are_the_numbers_of_their_first_line(folder, content):
-    def read_ids(path: str) -> list[int]:
+def encode_ids(words: list[str]) -> bytes:
+    return ",".join(words).encode()
+
+
+def read_ids(folder: Path, content: bytes) -> list[int] | None:
+    def read_first_line(path: str) -> list[int]:
         return data_manager.read_ids(str(folder), "train_id.txt")
 
-    ids = read(folder / "train_id.txt", content, read_ids)
-    if ids is not None:
-        text = (folder / "train_id.txt").read_text(errors="replace")
-        assert ids == [int(number) for number in re.findall("[0-9]+", text.split("\n")[0])]
-        assert max(ids) < 10**9
+    return write_and_read(folder / "train_id.txt", content, read_first_line)
+
+
+@given(st.lists(person_id, min_size=1), st.sampled_from([",", ", "]), st.text())
+def test_valid_lists_of_persons_are_the_numbers_of_their_first_line(folder, ids, comma, others):
+    first_line = comma.join(str(number) for number in ids)
+    content = f"{first_line}\n{others}".encode()
+    assert read_ids(folder, content) == ids
+
+
+@has_both_outcomes
+@given((id_list | odd_id_list).map(encode_ids) | id_list.map(encode_ids).flatmap(damaged))
+def test_lists_of_persons_are_numbers_between_commas(folder, content):
+    ids = read_ids(folder, content)
+    if ids is None:
+        return
+    text = (folder / "train_id.txt").read_text(encoding="utf-8", errors="replace")
+    words = text.split("\n")[0].split(",")
+    assert all(word.strip().isascii() for word in words)
+    assert ids == [int(word) for word in words]
+    assert min(ids) >= 0
+    assert max(ids) < 10**9
 
 
 # ---- checkpoints --------------------------------------------------------------------------------
@@ -170,22 +245,26 @@ def with_pickle(data: bytes) -> bytes:
 
 def test_an_undamaged_checkpoint_is_what_was_saved(folder):
     """Without this the tests of damaged ones would be worth nothing."""
-    assert same_content(read(folder / "valid.t", CHECKPOINT, utils.load_checkpoint), STATE)
+    assert same_content(
+        write_and_read(folder / "valid.t", CHECKPOINT, utils.load_checkpoint), STATE
+    )
     content = with_pickle(pickle_of(CHECKPOINT))
-    assert same_content(read(folder / "valid.t", content, utils.load_checkpoint), STATE)
+    assert same_content(write_and_read(folder / "valid.t", content, utils.load_checkpoint), STATE)
 
 
+@has_both_outcomes
 @given(damaged(CHECKPOINT))
 def test_a_damaged_checkpoint_is_rejected_or_what_was_saved(folder, content):
     """Checksums cover everything that counts."""
-    state = read(folder / "damaged.t", content, utils.load_checkpoint)
+    state = write_and_read(folder / "damaged.t", content, utils.load_checkpoint)
     assert state is None or same_content(state, STATE)
 
 
+@has_both_outcomes
 @given(damaged(CHECKPOINT_WITHOUT_ZIP) | damaged(pickle_of(CHECKPOINT)).map(with_pickle))
 def test_a_damaged_checkpoint_without_checksums_raises_no_other_error(folder, content):
     """A number may be another one."""
-    read(folder / "forged.t", content, utils.load_checkpoint)
+    write_and_read(folder / "forged.t", content, utils.load_checkpoint)
 
 
 plain_value = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -197,6 +276,7 @@ any_value = st.recursive(
 )
 
 
+@has_both_outcomes
 @given(st.sampled_from(sorted(STATE)), any_value)
 @example("mAP", 10**400)
 @example("cmc", [10**400])
@@ -204,7 +284,7 @@ any_value = st.recursive(
 @example("epoch", -7)
 def test_a_checkpoint_with_another_value_has_the_types_that_are_promised(folder, name, value):
     content = bytes_of(save_torch, STATE | {name: value})
-    state = read(folder / "other.t", content, utils.load_checkpoint)
+    state = write_and_read(folder / "other.t", content, utils.load_checkpoint)
     if state is None:
         return
     assert all(isinstance(key, str) for key in state["net"])
@@ -216,30 +296,45 @@ def test_a_checkpoint_with_another_value_has_the_types_that_are_promised(folder,
 
 # ---- arrays, features, results, images ----------------------------------------------------------
 
-ARRAY = np.arange(2 * 4 * 3 * 3, dtype=np.uint8).reshape(2, 4, 3, 3)
+IMAGES = bytes_of(np.save, np.arange(2 * 4 * 3 * 3, dtype=np.uint8).reshape(2, 4, 3, 3))
+LABELS = bytes_of(np.save, np.array([0, 1]))
 
 
-@given(damaged(bytes_of(np.save, ARRAY)), damaged(bytes_of(np.save, np.array([0, 1]))))
-def test_damaged_arrays_are_rejected_or_fit_each_other(folder, images, labels):
+@has_both_outcomes
+@given(
+    st.tuples(damaged(IMAGES), st.just(LABELS)) | st.tuples(st.just(IMAGES), damaged(LABELS)),
+)
+@example((IMAGES, LABELS))
+@example((IMAGES[:-1], LABELS[:-1]))
+def test_damaged_arrays_are_rejected_or_fit_each_other(folder, files):
     """Arrays have no checksums: pixels and labels may be others, number and range may not."""
+    images, labels = files
     for modality in ("rgb", "ir"):
         image_file, label_file = data_loader.array_files(str(folder), modality)
         for path, content in ((image_file, images), (label_file, labels)):
             Path(path).unlink(missing_ok=True)  # the one before may be mapped into memory
             Path(path).write_bytes(content)
-    with contextlib.suppress(InputError):
-        train_set = data_loader.load_arrays(str(folder))
-        assert train_set.visible.dtype == np.uint8
-        assert train_set.visible.shape[0] == len(train_set.visible_labels)
-        assert train_set.visible.shape[3] == 3
-        assert set(train_set.visible_labels) == set(range(train_set.n_class))
+    train_set = read(folder.name, data_loader.load_arrays, str(folder))
+    if train_set is None:
+        return
+    persons = set(range(train_set.n_class))
+    assert persons
+    for images, labels in (
+        (train_set.visible, train_set.visible_labels),
+        (train_set.thermal, train_set.thermal_labels),
+    ):
+        assert images.dtype == np.uint8
+        assert images.shape[0] == len(labels)
+        assert images.shape[3] == 3
+        assert set(labels) == persons
 
 
+@has_both_outcomes
 @given(data=st.data())
 def test_damaged_features_are_rejected_or_what_was_saved(folder, data):
     valid_file = features_file(folder / "valid.npz", network='{"trial": 3}')
     content = data.draw(damaged(valid_file.read_bytes()))
-    loaded = read(folder / "damaged.npz", content, load_features, DATASETS["sysu"])
+    loaded = write_and_read(folder / "damaged.npz", content, load_features, DATASETS["sysu"])
     if loaded is not None:
         images, features, network = loaded
         valid_images, valid_features, valid_network = load_features(
@@ -250,10 +345,11 @@ def test_damaged_features_are_rejected_or_what_was_saved(folder, data):
         assert network == valid_network
 
 
+@has_both_outcomes
 @given(damaged(result().encode()))
 def test_damaged_results_raise_no_other_error(folder, content):
     """A number may be another one."""
-    read(folder / "damaged.json", content, read_results)
+    write_and_read(folder / "damaged.json", content, read_results)
 
 
 METRICS = b"""\
@@ -262,10 +358,11 @@ METRICS = b"""\
 """
 
 
+@has_both_outcomes
 @given(damaged(METRICS))
 def test_damaged_metrics_raise_no_other_error(folder, content):
     """A number may be another one."""
-    read(folder / "damaged.jsonl", content, read_metrics)
+    write_and_read(folder / "damaged.jsonl", content, read_metrics)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
@@ -275,7 +372,8 @@ def damaged_image(kind: str) -> st.SearchStrategy[bytes]:
     return damaged(bytes_of(Image.fromarray(PIXELS).save, kind))
 
 
+@has_both_outcomes
 @given(st.sampled_from(["JPEG", "PNG", "BMP"]).flatmap(damaged_image))
 def test_damaged_images_are_rejected_or_have_the_size_that_is_asked_for(folder, content):
-    image = read(folder / "image.jpg", content, data_loader.read_image, (8, 4))
+    image = write_and_read(folder / "image.jpg", content, data_loader.read_image, (8, 4))
     assert image is None or image.shape == (8, 4, 3)

@@ -1,4 +1,4 @@
-"""Processes that are killed at any moment: every file is whole, and in the end all are as without.
+"""Processes that are killed at any moment: every file is whole, as if nothing had been killed.
 
 pytest -m slow kills many times.
 """
@@ -6,6 +6,7 @@ pytest -m slow kills many times.
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,57 +32,72 @@ def wait_for_partial_file(process: subprocess.Popen, folder: Path) -> None:
         time.sleep(0.0005)
 
 
+def run_until_done(
+    command: list, folder: Path, kills_left: int, seconds: float, rng: random.Random
+) -> int:
+    """Run a command, which fills ``folder``, until it ends by itself; gives the number of kills.
+
+    After each kill the same command is given again, and from ``kills_left`` on it runs in peace.
+    ``seconds``: how long it takes.
+    """
+    output = folder.parent / "output.txt"
+    kills = 0
+    while True:
+        process = start(command, output)
+        if kills < kills_left:
+            time.sleep(rng.uniform(0, seconds))
+            if rng.random() < 0.5:
+                wait_for_partial_file(process, folder)
+            process.kill()
+        if process.wait() == 0:
+            return kills
+        assert process.returncode == -signal.SIGKILL, output.read_text()
+        kills += 1
+        read_all(folder)  # no file is damaged
+
+
 def survive(
-    command_in: Callable[[Path], list], folder: Path, n_kills: int, rng: random.Random
+    prepare: Callable[[Path], list], folder: Path, n_kills: int, rng: random.Random
 ) -> None:
     """Run a command in peace; then in other folders, killed until there were enough kills.
 
-    ``command_in``: folder for its files -> command. After each kill the same command is given
-    again, until it ends by itself; then all files must hold what those of the first folder hold.
+    In the end all files must hold what those of the first folder hold.
+
+    ``prepare``: makes a folder ready, and gives the command that fills it.
     """
-    output = folder / "output.txt"
+    whole = folder / "whole"
+    command = prepare(whole)
     begin = time.monotonic()
-    process = start(command_in(folder / "whole"), output)
-    assert process.wait() == 0, output.read_text()
+    kills = run_until_done(command, whole, kills_left=0, seconds=0, rng=rng)
     seconds = time.monotonic() - begin
-    expected = read_all(folder / "whole")
+    assert kills == 0
+    expected = read_all(whole)
     assert expected
-    kills = 0
-    while kills < n_kills:
-        out = folder / "killed"
-        command = command_in(out)
-        while True:
-            process = start(command, output)
-            if kills < n_kills:
-                time.sleep(rng.uniform(0, seconds))
-                if rng.random() < 0.5:
-                    wait_for_partial_file(process, out)
-                process.kill()
-            if process.wait() == 0:
-                break
-            assert process.returncode == -9, output.read_text()
-            kills += 1
-            read_all(out)  # no file is damaged
-        assert same_content(read_all(out), expected)
-        shutil.rmtree(out)
+    while kills < n_kills:  # a command may end before it is killed
+        killed = folder / "killed"
+        command = prepare(killed)
+        kills += run_until_done(command, killed, n_kills - kills, seconds, rng)
+        assert same_content(read_all(killed), expected)
+        shutil.rmtree(killed)
+    assert kills >= n_kills
 
 
 def survive_training(tree: Path, folder: Path, n_kills: int) -> None:
     command = [ROOT / "tests/distributed_helpers.py", "train.py", *TINY]
     command += ["--drop", 0.3, "--epochs", 4, "--resume", "last", "--data_path", tree]
 
-    def command_in(out: Path) -> list:
+    def prepare(out: Path) -> list:
         return [*command, "--model_path", out, "--log_path", out]
 
-    survive(command_in, folder, n_kills, random.Random(n_kills))
+    survive(prepare, folder, n_kills, random.Random(n_kills))
 
 
 def survive_preprocessing(tree: Path, folder: Path, n_kills: int) -> None:
-    def command_in(out: Path) -> list:
+    def prepare(out: Path) -> list:
         shutil.copytree(tree, out)
         return ["pre_process_sysu.py", *SIZE, "--workers", 2, "--data_path", out]
 
-    survive(command_in, folder, n_kills, random.Random(n_kills))
+    survive(prepare, folder, n_kills, random.Random(n_kills))
 
 
 def test_a_killed_training_loses_nothing(sysu_tree, tmp_path):

@@ -19,7 +19,7 @@ def test_loss_by_hand_with_unequal_numbers_of_rows():
     assert value.item() == pytest.approx((1 - 0.25) + (1 - 0.25))
 
 
-def test_what_is_not_a_number_stays_so():
+def test_nan_features_and_persons_of_one_modality_give_nan():
     x = torch.randn(4, 3)
     labels = torch.tensor([0, 0, 1, 1])
     assert HeteroCenterLoss()(x * torch.nan, x, labels, labels).isnan()

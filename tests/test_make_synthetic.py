@@ -9,16 +9,8 @@ from PIL import Image
 
 import data_manager
 from tools import make_synthetic
-from tools.make_synthetic import (
-    CAMERAS,
-    DIFFICULTIES,
-    draw_image,
-    llcm_tree,
-    make_sysu,
-    real_sysu,
-    small_sysu,
-    sysu_tree,
-)
+from tools.make_synthetic import llcm_tree, make_tree, real_sysu, small_sysu, sysu_tree
+from tools.synthetic_people import CAMERAS, DIFFICULTIES, VERSION, draw_image
 
 SYSU_VISIBLE = {1, 2, 4, 5}
 SYSU_INFRARED = {3, 6}
@@ -30,9 +22,9 @@ def content_of(tree: Path) -> dict[Path, bytes]:
 
 
 def test_a_tree_is_the_same_byte_for_byte(tmp_path):
-    make_sysu(tmp_path / "one worker", ids=5, images=2, seed=4, workers=1)
-    make_sysu(tmp_path / "two workers", ids=5, images=2, seed=4, workers=2)
-    make_sysu(tmp_path / "other seed", ids=5, images=2, seed=5, workers=1)
+    make_tree("sysu", tmp_path / "one worker", ids=5, images=2, seed=4, workers=1)
+    make_tree("sysu", tmp_path / "two workers", ids=5, images=2, seed=4, workers=2)
+    make_tree("sysu", tmp_path / "other seed", ids=5, images=2, seed=5, workers=1)
     content = content_of(tmp_path / "one worker")
     assert content == content_of(tmp_path / "two workers")
     assert content != content_of(tmp_path / "other seed")
@@ -100,16 +92,16 @@ def test_full_size_is_that_of_sysu_mm01():
 
 
 def test_a_sysu_tree_holds_the_images_of_its_plan():
-    plan = small_sysu(12, 9, seed=2)
+    splits, counts = small_sysu(12, 9, seed=2)
     tree = sysu_tree(12, 9, seed=2)
-    n_planned = sum(sum(counts.values()) for counts in plan.counts.values())
+    n_planned = sum(sum(counts_of_person.values()) for counts_of_person in counts.values())
     assert len(tree.images) == n_planned
     for path, key in tree.images.items():
         assert path == f"cam{key.camera_id}/{key.pid:04d}/{key.index:04d}.jpg"
-        assert key.index <= plan.counts[key.pid][key.camera_id]
+        assert key.index <= counts[key.pid][key.camera_id]
     for split in ("train", "val", "test"):
         listed = tree.texts[f"exp/{split}_id.txt"].split(",")
-        assert [int(pid) for pid in listed] == sorted(plan.splits[split])
+        assert [int(pid) for pid in listed] == sorted(splits[split])
 
 
 # ---- RegDB and LLCM ------------------------------------------------------------------------------
@@ -161,6 +153,54 @@ def test_llcm_trees(modality):
         assert labels[tree.images[path].pid] == int(label)
 
 
+# ---- the drawing ---------------------------------------------------------------------------------
+
+# (difficulty, camera): grey levels of one image, shrunk to 8 x 8 pixels, in hexadecimal digits. The
+# cameras are three of SYSU-MM01, both of RegDB and one of each modality of LLCM.
+THUMBNAILS_VERSION = 4
+THUMBNAILS = {
+    ("easy", 1): "71727373727676717273725c71747371704f7873675c69735a44635c66564873"
+    "5f5e4b40445c5a695758393c3c51585757583e453e52575655573f4c44505655",
+    ("easy", 3): "5962686b6b69635a626c718983716a62686f7c968e787268656e75939474726c"
+    "647378737e7d766a61696d6677726d615b6268627168635a535b605c63605b53",
+    ("easy", 6): "101416181e1f1c181718185c8e1d201c1a227a9fa78343201c3e75afb17f6923"
+    "1a2d44bbad613f1d1a1c21b3974d1d1a171b1d9177381b1714181a5b49261814",
+    ("easy", 7): "8d818a6e686673868d808b67657985858b6e697b665f80818c5c515a664a7180"
+    "80706345475a777e6f7061343c6c71706f70693d3f7070706e6f6f444770706f",
+    ("easy", 8): "202021282c2c2c271f212142792d2a262a2343659f53332629236c8286755326"
+    "2a24587f8b74482728232975806128262323236f5d5a24232324256342562323",
+    ("easy", 13): "8b8c8e8e8e8d8c8b8f91926f6f8f8e8c917462625263748a92475c51525d4d89"
+    "8c7563343a65718283856231347385828282743b3583848380837b514b838281",
+    ("easy", 24): "626c737877766e62676d76817d7f7565687072a4a38a776b767b6fa19f8c7b79"
+    "767e83868a847f76737d83727c817d736d767d71787c766d636d736b70726d63",
+    ("hard", 1): "656972736978705a676b6f60677c7257696d6968627b7f6a6b3d52504c77696a"
+    "5d3d5343465d605b3434332a31565f343334342a31545d333133342832525930",
+    ("hard", 3): "708792989a948771839aa7abada4968490afccbfc1bbad9264ae7ea8b3c6b89b"
+    "6fa1a89bbdc9b9977de1fccfb8b3a6826eb6f8ac918a7e6c5d81be817f797060",
+    ("hard", 6): "0e151d2415120d101318252924231a121530a04829271d174f5b576984251c19"
+    "5b5680717e241c1824394b452d1c1c17152c3b391a1817121023262c1617140f",
+    ("hard", 7): "957bbe8e90d1bdb3c890d39a7db7d6cfc88dd184a9a6bcced2a1ba73888f6598"
+    "908285776e70748e8d9091794b578d8d8e90948a6971928d8e92959594949290",
+    ("hard", 8): "31303536383437342224272d64513833231d2b50696253362423436b464d7530"
+    "2b3134646d6a632f2a31263546492d2a26301c2f48422d282828202d52402827",
+    ("hard", 13): "82858b8180888681858c8e6f6c8c8a85874e504f4b4960887b37624a455c4c7c"
+    "71754b2a306f71747077532b3977707270735d2a4f766f706a6e69536572696c",
+    ("hard", 24): "324850524b4749413b526b674a474b4e4b456858535e605d584663645d5e6254"
+    "5566a3af886e6658545f87a0816a5e564754657c6b5e544c3b444e51544e483a",
+}
+
+
+@pytest.mark.parametrize(("difficulty", "camera_id"), THUMBNAILS)
+def test_the_drawing_is_that_of_its_version(difficulty, camera_id):
+    """Another drawing needs another VERSION, and thumbnails of its own here."""
+    assert VERSION == THUMBNAILS_VERSION
+    image = draw_image(0, 15, camera_id, 1, DIFFICULTIES[difficulty])
+    thumbnail = image.convert("L").resize((8, 8), Image.Resampling.BOX)
+    levels = np.asarray(thumbnail, dtype=int).flatten()
+    expected = list(bytes.fromhex(THUMBNAILS[difficulty, camera_id]))
+    np.testing.assert_allclose(levels, expected, rtol=0, atol=2)
+
+
 # ---- difficulty ----------------------------------------------------------------------------------
 
 
@@ -208,13 +248,13 @@ def test_an_interrupted_tree_is_made_anew(output_of, tmp_path):
 
 
 def test_ctrl_c_ends_all_workers_at_once(tmp_path, monkeypatch):
-    def interrupt(saved_images, total):
+    def interrupt(saved_images, **flags):
         next(saved_images)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(make_synthetic, "show_progress", interrupt)
+    monkeypatch.setattr(make_synthetic, "tqdm", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make_sysu(tmp_path / "tree", ids=30, images=9, workers=2)
+        make_tree("sysu", tmp_path / "tree", ids=30, images=9, workers=2)
     assert not (tmp_path / "tree").exists()
     n_planned = len(sysu_tree(30, 9, seed=0).images)
     assert len(list(tmp_path.rglob("*.jpg"))) < n_planned / 2
@@ -223,15 +263,16 @@ def test_ctrl_c_ends_all_workers_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ids", 3], "--ids 3: give a number from 5 to 9999"),
-        (["--ids", 10000], "--ids 10000: give a number from 5 to 9999"),
-        (["--images", 1], "--images 1: give a number from 2 to 999"),
-        (["--images", 1000], "--images 1000: give a number from 2 to 999"),
-        (["--ids", 0], "--ids"),
+        (["--ids", 3], "--ids: 3 is not a whole number from 5 to 9999"),
+        (["--ids", 10000], "--ids: 10000 is not a whole number from 5 to 9999"),
+        (["--images", 1], "--images: 1 is not a whole number from 2 to 999"),
+        (["--images", 1000], "--images: 1000 is not a whole number from 2 to 999"),
+        (["--ids", "many"], "--ids"),
         (["--seed", -1], "--seed"),
         (["--workers", 0], "--workers"),
         (["--difficulty", "none"], "--difficulty"),
-        (["--ids", 5, "--full"], "--full"),
+        (["--ids", 5, "--full"], "--full: not allowed with argument --ids"),
+        (["--full", "--ids", 130], "--ids: not allowed with argument --full"),
     ],
 )
 def test_wrong_flags(error_of, tmp_path, flags, message):

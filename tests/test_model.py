@@ -5,14 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import small_net
 
 import model
 from model import EmbedNet, extract_features, load_network, stripe_window
 from utils import InputError, load_checkpoint, save_checkpoint
-
-
-def small_net(n_class: int = 3, low_dim: int = 8, **options) -> EmbedNet:
-    return EmbedNet(n_class, low_dim, arch="resnet18", pretrained="none", **options)
 
 
 def test_a_new_network_has_the_original_initialisation():
@@ -91,8 +88,11 @@ def test_other_numbers_of_stripes():
     assert net(torch.randn(1, 3, 49, 32))[1].shape == (1, 8 * 4)
     with pytest.raises(InputError, match="--img-h must be 49"):
         net(torch.randn(1, 3, 48, 32))
+
+
+def test_a_network_without_images_is_an_error():
     with pytest.raises(InputError, match="nothing to embed"):
-        net()
+        small_net().eval()()
 
 
 def test_features_are_normalised_without_an_epsilon():

@@ -1,4 +1,8 @@
-"""The numbers that the original code computed (tests/golden), reproduced in float64."""
+"""The numbers that the original code computed (tests/golden), reproduced in float64.
+
+The golden files have the original's names: "x" are pool5 features and "y" are fc features; modality
+1 is visible, 2 is thermal, and 0 is both.
+"""
 
 import zlib
 from types import SimpleNamespace

@@ -511,46 +511,49 @@ def test_an_entry_under_another_name_is_scored_the_same(
 TEST_FLAGS = ["--mode", "indoor", "--features", "fc", "--workers", 0]
 
 
-def test_results_of_another_checkpoint_are_not_written_over(
-    sysu_run, output_of, error_of, tmp_path
+@pytest.mark.parametrize(
+    ("script", "source"),
+    [
+        ("test.py", "--data-path first/tree --resume {}/net.t"),
+        ("test.py", "--data-path {}/tree --resume first/net.t"),
+        (
+            "test.py",
+            "--data-path first/tree --arch tiny --img-h 96 --img-w 32 --pretrained {}/weights.pth",
+        ),
+        ("-m tools.score", "{}/net.npz"),
+    ],
+)
+def test_results_of_other_sources_are_not_written_over(
+    sysu_run, output_of, error_of, monkeypatch, tmp_path, script, source
 ):
-    """Two checkpoints have the same file name, in two folders. A test may be repeated."""
-    checkpoints = []
-    for folder in ("first", "second"):
-        (tmp_path / folder).mkdir()
-        checkpoint = tmp_path / folder / "net.t"
-        shutil.copy(best_checkpoint(sysu_run), checkpoint)
-        checkpoints.append(checkpoint)
-    first, second = checkpoints
+    """Files of the same names and contents, in two folders. A test may be repeated."""
+    weights = model.BACKBONES["tiny"].build().state_dict()
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        shutil.copy(best_checkpoint(sysu_run), folder / "net.t")
+        torch.save(weights, folder / "weights.pth")
+        features_file(folder / "net.npz")
+        (folder / "tree").symlink_to(sysu_run["data"])
+    monkeypatch.chdir(tmp_path)
+    first = source.format("first").split()
+    second = source.format("second").split()
     log_path = tmp_path / "log"
-    command = ["test.py", "--data-path", sysu_run["data"], "--log-path", log_path, *TEST_FLAGS]
+    usual_flags = ["--log-path", log_path]
+    if script == "test.py":
+        usual_flags += TEST_FLAGS
 
-    output_of(*command, "--resume", first)
+    output_of(script, *first, *usual_flags)
     content = only_json(log_path)
-    output_of(*command, "--resume", first)
+    output_of(script, *first, *usual_flags)
     assert only_json(log_path) == content
 
     (result_file,) = log_path.glob("*.json")
-    message = error_of(*command, "--resume", second)
-    assert str(result_file) in message
-    assert "--log-path" in message
+    line = error_of(script, *second, *usual_flags)
+    assert str(result_file) in line
+    assert "give another --log-path" in line
 
-    output_of(*command, "--resume", second, "--log-path", tmp_path / "another_log")
+    output_of(script, *second, *usual_flags, "--log-path", tmp_path / "another_log")
     assert only_json(tmp_path / "another_log")["results"] == content["results"]
-
-
-def test_results_on_another_dataset_folder_are_not_written_over(
-    sysu_run, output_of, error_of, tmp_path
-):
-    tree = shutil.copytree(sysu_run["data"], tmp_path / "tree")
-    log_path = tmp_path / "log"
-    command = ["test.py", "--resume", best_checkpoint(sysu_run), "--log-path", log_path]
-    command += TEST_FLAGS
-    output_of(*command, "--data-path", sysu_run["data"])
-    (result_file,) = log_path.glob("*.json")
-    message = error_of(*command, "--data-path", tree)
-    assert str(result_file) in message
-    assert "--log-path" in message
 
 
 def test_untrained_networks_of_other_archs_and_sizes_have_result_files_of_their_own(
@@ -572,17 +575,15 @@ def test_untrained_networks_of_other_archs_and_sizes_have_result_files_of_their_
         assert only_json(tmp_path, f"*_{arch}_*_lowdim16_*.json")["networks"][0]["arch"] == arch
 
 
-def test_results_of_another_pretrained_file_are_not_written_over(
-    sysu_run, output_of, error_of, tmp_path
-):
-    weights = model.BACKBONES["tiny"].build().state_dict()
-    command = ["test.py", "--arch", "tiny", "--data-path", sysu_run["data"], *TEST_FLAGS]
-    command += ["--img-h", 96, "--img-w", 32, "--log-path", tmp_path, "--pretrained"]
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        torch.save(weights, tmp_path / folder / "weights.pth")
-    output_of(*command, tmp_path / "a/weights.pth")
-    assert "--log-path" in error_of(*command, tmp_path / "b/weights.pth")
+def test_results_of_another_precision_have_a_file_of_their_own(sysu_tree, output_of, tmp_path):
+    command = ["test.py", "--pretrained", "none", "--data-path", sysu_tree, *TEST_FLAGS]
+    command += ["--arch", "tiny", "--img-h", 96, "--img-w", 32, "--log-path", tmp_path]
+    output_of(*command)
+    output_of(*command, "--precision", "fp32")
+    name = "test_untrained_tiny_none_imgh96_imgw32_indoor-single-fc"
+    assert {file.name for file in tmp_path.glob("*.json")} == {f"{name}.json", f"{name}-fp32.json"}
+    assert only_json(tmp_path, f"{name}.json")["options"] == []
+    assert only_json(tmp_path, f"{name}-fp32.json")["options"] == ["fp32"]
 
 
 def test_all_files_of_features_are_checked_before_one_is_scored(output_of, error_of, tmp_path):
@@ -594,18 +595,3 @@ def test_all_files_of_features_are_checked_before_one_is_scored(output_of, error
     files = [features_file(folders[0] / "a.npz"), features_file(folders[1] / "b.npz")]
     assert "--log-path" in error_of(*tool, *files)
     assert not list(tmp_path.glob("score_a_*"))
-
-
-def test_scores_of_another_file_of_features_are_not_written_over(output_of, error_of, tmp_path):
-    files = []
-    for folder in ("first", "second"):
-        (tmp_path / folder).mkdir()
-        files.append(features_file(tmp_path / folder / "net.npz"))
-    first, second = files
-    command = ["-m tools.score", "--log-path", tmp_path / "log"]
-    output_of(*command, first)
-    output_of(*command, first)
-    (result_file,) = (tmp_path / "log").glob("*.json")
-    message = error_of(*command, second)
-    assert str(result_file) in message
-    assert "--log-path" in message

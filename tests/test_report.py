@@ -10,8 +10,9 @@ import subprocess
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import RUN, result, run_here
+from conftest import RUN, features_file, result, run_here
 
 from eval_metrics import MEASURES
 
@@ -37,12 +38,13 @@ FRAME = """<!DOCTYPE html><iframe width="{width}" height="800" src="report.html"
 
 @pytest.fixture(scope="module")
 def page(sysu_run, tmp_path_factory) -> Path:
-    """A folder with report.html of two results and a run.
+    """A folder with report.html of two results and a run, and with their logs.
 
     The first result has its features, its run and its checkpoint, the second lacks the features.
     """
     out = tmp_path_factory.mktemp("page")
-    logs = sysu_run["logs"]
+    logs = out / "logs"
+    shutil.copytree(sysu_run["logs"] / RUN, logs / RUN)
     inputs = []
     for name, more_flags in (("best", ["--save-features", out / "f.npz"]), ("last", [])):
         net = sysu_run["models"] / f"{RUN}_{name}.t"
@@ -81,9 +83,9 @@ def test_page_holds_all_figures(page):
     assert content.count("image/jpeg") == 3
 
 
-def test_page_holds_the_scores(page, sysu_run):
+def test_page_holds_the_scores(page):
     content = (page / "report.html").read_text()
-    file = sysu_run["logs"] / f"test_{RUN}_last_all-single.json"
+    file = page / f"logs/test_{RUN}_last_all-single.json"
     for row in json.loads(file.read_text())["results"]:
         if row["feature"] == "fc":
             mean = row["mean"]
@@ -95,7 +97,7 @@ def test_page_holds_the_scores(page, sysu_run):
 
 
 def test_a_result_alone_gives_table_and_cmc(output_of, tmp_path):
-    """Without features, checkpoint or data there are the table, also on the screen, and the CMC."""
+    """Without its run, features and data. The table is on the screen, too, and what is left out."""
     flags = {"dataset": "regdb", "data_path": None}
     text = result(networks=[{"checkpoint": "gone.t"}], flags=flags, options=["flip"])
     (tmp_path / "r.json").write_text(text)
@@ -108,6 +110,38 @@ def test_a_result_alone_gives_table_and_cmc(output_of, tmp_path):
     for words in ("r: gone.t; options: flip", "3 queries (0 without a match, not counted)"):
         assert words in screen
         assert words in content
+    lines = [line for line in screen.splitlines() if line.startswith("left out: ")]
+    assert lines == [
+        f"left out: training curves of r: {tmp_path}/gone.t/metrics.jsonl not found",
+        "left out: embedding, distances and ranked queries of r: its results name no features",
+        "left out: ranked queries and stripes of r: its results name no data",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "save_features"),
+    [
+        ({"trial": 3}, "f_{trial}.npz"),  # of test.py --trial all
+        ({"trial": None, "features": "f_3.npz"}, None),  # of tools.score
+    ],
+)
+def test_features_of_a_result_are_drawn(output_of, tmp_path, monkeypatch, network, save_features):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).normal(size=(24, 8))
+    features_file(tmp_path / "f_3.npz", camids=[1, 2] * 12, fc=values)
+    flags = {"dataset": "regdb", "save_features": save_features}
+    (tmp_path / "r.json").write_text(result(networks=[network, {"trial": 4}], flags=flags))
+    screen = output_of("-m tools.report", "r.json", "--out", "r.html")
+    headings = ["Results", "CMC", "Embedding", "Distances"]
+    assert headings_of((tmp_path / "r.html").read_text()) == headings
+    assert "left out: ranked queries and stripes of r: " in screen
+
+
+def test_metrics_beside_a_result_without_a_checkpoint_are_not_its_own(output_of, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "CE": 2.5}\n')
+    (tmp_path / "r.json").write_text(result())
+    output_of("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    assert headings_of((tmp_path / "r.html").read_text()) == ["Results", "CMC"]
 
 
 def test_a_single_trial_has_no_deviation(output_of, tmp_path):

@@ -1,7 +1,9 @@
 """Nothing is lost: runs that end at any moment, files that are whole or absent, locks."""
 
 import errno
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from conftest import RUN, RUN_FLAGS, folder_flags, read_all, same_content
 from filelock import FileLock
 
+import loss
 import train
 import utils
 from model import EmbedNet, to_device
@@ -106,12 +109,12 @@ def test_metrics_that_a_kill_left_behind_are_written_again(training, sysu_run, t
 def test_an_epoch_does_not_depend_on_what_came_before(training, tmp_path, sysu_run):
     """Dropout of epoch 1 is the same, whatever has drawn random numbers before it."""
     assert training("--epochs", 0) == 0
+    load_training_set = train.load_training_set
 
     def with_draws(*args):
         torch.rand(7)
         return load_training_set(*args)
 
-    load_training_set = train.load_training_set
     assert training("--resume", "last", load_training_set=with_draws) == 0
     assert same_content(read_all(tmp_path / "models"), read_all(sysu_run["models"]))
 
@@ -144,7 +147,7 @@ def test_momentum_takes_the_memory_format_of_the_weights():
 # ---- runs that are there ------------------------------------------------------------------------
 
 
-def test_a_run_is_not_written_over(error_of, sysu_run, tmp_path):
+def test_a_run_is_not_written_over(error_of, sysu_run):
     data = ["--data_path", sysu_run["data"]]
     models = sysu_run["models"]
     logs = sysu_run["logs"]
@@ -153,35 +156,60 @@ def test_a_run_is_not_written_over(error_of, sysu_run, tmp_path):
         line = error_of("train.py", *RUN_FLAGS, *data, *folders, *resume)
         assert f"{RUN}_last.t is there already" in line
         assert "--resume last" in line
-    for resume in ([], ["--resume", "last"]):  # the metrics alone are a run, too
-        folders = ["--model_path", tmp_path, "--log_path", logs]
-        line = error_of("train.py", *RUN_FLAGS, *data, *folders, *resume)
-        assert "metrics.jsonl is there already" in line
 
 
-def test_the_second_process_of_a_name_is_an_error(error_of, sysu_run, tmp_path):
+@pytest.mark.parametrize("resume", [[], ["--resume", "last"]])
+def test_metrics_without_a_checkpoint_are_not_written_over(error_of, sysu_run, tmp_path, resume):
+    """There is nothing to resume: the error does not advise it."""
+    logs = sysu_run["logs"]
+    folders = ["--data_path", sysu_run["data"], "--model_path", tmp_path, "--log_path", logs]
+    line = error_of("train.py", *RUN_FLAGS, *folders, *resume)
+    assert f"{RUN}/metrics.jsonl is there already, but not {tmp_path}/{RUN}_last.t" in line
+    assert "give another --method" in line
+    assert "or remove it" in line
+    assert "--resume" not in line
+
+
+def test_a_second_training_of_a_name_is_an_error(error_of, sysu_run, tmp_path):
     with FileLock(tmp_path / f"{RUN}.lock"):
         line = error_of("train.py", *RUN_FLAGS, *folder_flags(sysu_run["data"], tmp_path))
-        assert f"{RUN}.lock" in line
-    (lock,) = sysu_run["data"].glob("*.lock")
+    assert f"{RUN}.lock" in line
+
+
+def test_a_second_preprocessing_of_a_tree_is_an_error(error_of, sysu_tree, tmp_path):
+    tree = shutil.copytree(sysu_tree, tmp_path / "tree")
     size = ["--img_h", 96, "--img_w", 32]
-    with FileLock(lock):
-        line = error_of("pre_process_sysu.py", "--data_path", sysu_run["data"], *size, "--force")
-        assert lock.name in line
+    with FileLock(tree / "pre_process.lock"):
+        line = error_of("pre_process_sysu.py", "--data_path", tree, *size, "--force")
+    assert "pre_process.lock" in line
 
 
 # ---- numbers that are not finite ----------------------------------------------------------------
 
 
+@pytest.fixture
+def center_is_nan(monkeypatch) -> None:
+    """Every value of the Hetero-Center loss is NaN."""
+    forward = loss.HeteroCenterLoss.forward
+
+    def forward_nan(*args) -> torch.Tensor:
+        return forward(*args) * float("nan")
+
+    monkeypatch.setattr(loss.HeteroCenterLoss, "forward", forward_nan)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(training, capsys, tmp_path):
     assert training("--lr", 1e30, "--epochs", 0) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert all(words in line for words in ("epoch 0", "step", "not finite", "--lr", "--w-hc"))
+    for words in ("epoch 0, step 5", "not finite", "--lr 1e+30", "--w-hc 0.6"):
+        assert words in line
     assert not list(tmp_path.rglob("*.t"))
 
 
 def test_weights_that_are_not_finite_are_not_saved(training, capsys, tmp_path):
     """The last update may spoil them though every loss was finite."""
+
+    train_step = train.train_step
 
     def step(net, *args):
         result = train_step(net, *args)
@@ -189,23 +217,23 @@ def test_weights_that_are_not_finite_are_not_saved(training, capsys, tmp_path):
             net.feature1.feat_block[0].bias[0] = float("inf")
         return ({name: torch.zeros(6) for name in result[0]}, result[1])
 
-    train_step = train.train_step
     assert training("--epochs", 0, train_step=step) == 2
     assert "a weight is not finite" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.t"))
 
 
-def test_a_term_without_weight_does_not_spoil_the_loss(training, capsys, tmp_path):
-    """Its value that is not finite is null in metrics.jsonl."""
-
-    def without_center(*args):
-        losses, accuracy = train_step(*args)
-        return losses | {"HC": losses["HC"] * float("nan")}, accuracy
-
-    train_step = train.train_step
-    assert training("--w_hc", 0, "--epochs", 0, train_step=without_center) == 0
-    (metrics,) = tmp_path.rglob("metrics.jsonl")
-    assert '"HC": null' in metrics.read_text()
+@pytest.mark.usefixtures("center_is_nan")
+def test_a_term_without_weight_does_not_spoil_the_loss(training, tmp_path):
+    """In metrics.jsonl its NaN is null, which every reader of JSON knows."""
+    assert training("--w_hc", 0, "--epochs", 0, "--tensorboard") == 0
+    (path,) = tmp_path.rglob("metrics.jsonl")
+    text = path.read_text()
+    assert '"HC": null' in text
+    assert "NaN" not in text
+    metrics = json.loads(text)
+    assert metrics["loss"] == metrics["CE"]
+    (last,) = tmp_path.rglob("*_last.t")
+    assert utils.load_checkpoint(str(last))["metrics"] == [metrics]
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -96,6 +95,7 @@ def test_statistics(output_of, tmp_path):
             write_result(run, percent)
     words = [f"--out={tmp_path}", f"--vary={vary}", f"--over={over}", "--jobs=0"]
     out = output_of("-m tools.sweep", *words, "--", "--dataset=regdb")
+    assert " ".join(out.split()).startswith("v2t, fc n rank-1, % minus first [95%] mAP, % minus")
     lines = [" ".join(line.split()) for line in out.splitlines() if line.startswith("w_hc")]
     assert lines == [
         "w_hc=0 3 52.00 ± 2.00 48.00 ± 2.00",
@@ -117,7 +117,7 @@ def test_the_figure_shows_means_and_replicates_in_the_order_of_the_values(tmp_pa
     for run, percent in zip(runs, rank1, strict=True):
         if percent is not None:
             write_result(run, percent)
-            rows += run.rows()
+            rows += run.read_rows()
     figure = sweep.draw(rows)
     assert "synthetic, RegDB layout" in figure.get_suptitle()
     axis = figure.axes[1]  # of mAP
@@ -183,31 +183,36 @@ def gpu_flags(command: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("n_gpus", "jobs"), [(2, 2), (2, 4), (4, 2), (3, 1)])
 def test_runs_are_spread_over_the_gpus(tmp_path, monkeypatch, n_gpus, jobs):
-    """Training and test of a run use the same GPU, and no GPU has more runs than it needs to."""
+    """``jobs`` commands run at a time, equally many on each GPU, both of a run on the same one."""
     running = Counter()
-    most_at_a_time = Counter()
-    gpus_of_folder = defaultdict(set)
+    counts_at_a_time = []
+    gpus_of_run = defaultdict(set)
     lock = threading.Lock()
+
+    def count_running() -> None:
+        counts_at_a_time.append(dict(running))
+        running.clear()
+
+    barrier = threading.Barrier(jobs, count_running)
 
     def run(command: list[str], stdout: TextIO, **options) -> CompletedProcess:
         (gpu,) = gpu_flags(command)
         with lock:
             running[gpu] += 1
-            most_at_a_time[gpu] = max(most_at_a_time[gpu], running[gpu])
-            gpus_of_folder[stdout.name].add(gpu)
-        time.sleep(0.05)
-        with lock:
-            running[gpu] -= 1
+            gpus_of_run[stdout.name].add(gpu)
+        barrier.wait(timeout=60)  # for the other jobs
         return CompletedProcess(command, 0)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     monkeypatch.setattr(sweep.subprocess, "run", run)
-    runs = plan(tmp_path, "lr=0.1,0.2,0.3", "seed=1,2", [])
+    runs = plan(tmp_path, "lr=0.1,0.2", "seed=1,2", [])
     sweep.carry_out_all(runs, jobs)
-    assert len(gpus_of_folder) == len(runs)
-    assert all(len(gpus) == 1 for gpus in gpus_of_folder.values())
+    assert len(gpus_of_run) == len(runs)
+    assert all(len(gpus) == 1 for gpus in gpus_of_run.values())
     n_used = min(n_gpus, jobs)
-    assert most_at_a_time == {f"--gpu={gpu}": jobs // n_used for gpu in range(n_used)}
+    n_commands = 2 * len(runs)
+    expected = {f"--gpu={gpu}": jobs // n_used for gpu in range(n_used)}
+    assert counts_at_a_time == [expected] * (n_commands // jobs)
 
 
 @pytest.mark.parametrize(("n_gpus", "flags"), [(0, []), (1, []), (2, ["--gpu=0"])])
@@ -236,7 +241,7 @@ def test_the_same_command_resumes_what_was_killed(sysu_tree, tmp_path, monkeypat
     words = [f"--out={tmp_path}", f"--vary={vary}"]
 
     assert start_sweep(monkeypatch, *words, "--jobs=1", "--", *flags) == 2
-    assert not killed.rows()
+    assert not killed.read_rows()
     assert list(killed.folder.glob("*_last.t"))
     error = capsys.readouterr().err
     assert "2 of 3 runs failed" in error
@@ -244,7 +249,7 @@ def test_the_same_command_resumes_what_was_killed(sysu_tree, tmp_path, monkeypat
     assert str(failing.folder / "output.txt") in error
 
     assert start_sweep(monkeypatch, *words, "--jobs=2", "--", *flags) == 2
-    assert killed.rows()
+    assert killed.read_rows()
     assert "resumed" in (killed.folder / "output.txt").read_text()
     (metrics,) = killed.folder.glob("*/metrics.jsonl")
     epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]

@@ -6,19 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import small_net
 from torch import Tensor
 
 import train
 from data_loader import IdentitySampler, TrainBatches, TrainingSet
 from loss import Criterion
-from model import EmbedNet
 from train import build_optimizer, set_learning_rate, train_epoch, train_step
 
 ARGS = SimpleNamespace(lr=0.01, w_hc=0.6, optim="sgd", precision="fp32", batch_size=8, epochs=0)
-
-
-def small_net(n_class: int = 3, low_dim: int = 8, **options) -> EmbedNet:
-    return EmbedNet(n_class, low_dim, arch="resnet18", pretrained="none", **options)
 
 
 def noise_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:

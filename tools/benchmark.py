@@ -40,14 +40,12 @@ import utils
 from data_loader import IMAGENET_MEAN, IMAGENET_STD, IdentitySampler, TrainBatches, TrainingSet
 from eval_metrics import Distances, eval_sysu
 from loss import Criterion
-from model import EmbedNet, to_device
+from model import to_device
 
 N_CLASS = 395  # training persons of SYSU-MM01
-# At least as many as readers make before they are asked for: `data` uses them up before the clock
-# starts, and there are images for as many more.
-BATCHES_AHEAD = 10
-STOCK = "stock PyTorch, the original's loop"
-OURS = "ours"
+# A DataLoader has two batches ready for each of its workers, which are at most 8 by default. `data`
+# uses so many up before the clock starts, and there are images for as many more.
+BATCHES_AHEAD = 16
 MIB = 2**20
 GIB = 2**30
 
@@ -218,12 +216,6 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def peak_bytes(self) -> int:
-        """The most memory in use: on a GPU since the warm-up, on a CPU by this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
 
 class WatchedBatches:
     """One short epoch of `TrainBatches` that a stopwatch watches, for `train.train_epoch`."""
@@ -242,16 +234,20 @@ class WatchedBatches:
 # ---- batches ------------------------------------------------------------------------------------
 
 
-def random_images(steps: int, options: argparse.Namespace) -> tuple[TrainingSet, IdentitySampler]:
-    """Images of noise, for an epoch of more than ``steps`` batches, and their sampler."""
+def random_images(batches_used: int, options: argparse.Namespace) -> TrainingSet:
+    """Images of noise, for an epoch of `BATCHES_AHEAD` more batches than are used."""
     rng = np.random.default_rng(0)
-    n_images = (steps + BATCHES_AHEAD) * options.batch_size
+    n_images = (batches_used + BATCHES_AHEAD) * options.batch_size
     labels = np.arange(n_images) % min(N_CLASS, n_images // options.per_img)
     shape = (n_images, options.img_h, options.img_w, 3)
     visible = rng.integers(0, 256, shape, dtype=np.uint8)
     thermal = rng.integers(0, 256, shape, dtype=np.uint8)
-    sampler = IdentitySampler(labels, labels, options.batch_size, options.per_img)
-    return TrainingSet(visible, thermal, labels, labels), sampler
+    return TrainingSet(visible, thermal, labels, labels)
+
+
+def with_flags(options: argparse.Namespace, **changes) -> argparse.Namespace:
+    """A copy of the flags of train.py, of which some are changed."""
+    return argparse.Namespace(**(vars(options) | changes))
 
 
 class ImageByImage(Dataset):
@@ -289,10 +285,11 @@ class ImageByImage(Dataset):
         )
 
 
-def stock_loader(
-    train_set: TrainingSet, sampler: IdentitySampler, options: argparse.Namespace
-) -> DataLoader:
+def stock_loader(train_set: TrainingSet, options: argparse.Namespace) -> DataLoader:
     """A DataLoader whose batches are (visible, thermal, visible_labels, thermal_labels)."""
+    sampler = IdentitySampler(
+        train_set.visible_labels, train_set.thermal_labels, options.batch_size, options.per_img
+    )
     # Other ways to start its workers would copy all images to each of them first.
     context = "fork" if options.workers > 0 else None
     return DataLoader(
@@ -304,41 +301,53 @@ def stock_loader(
 
 
 def benchmark_data(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    """Print images per second of each way to make batches, and the ratio to the first."""
+    """Print images per second of each way to make batches, and the ratio to the stock one."""
     device = utils.select_device(options.gpu)
-    size = (options.img_h, options.img_w)
-    train_set, sampler = random_images(BATCHES_AHEAD + args.steps, options)
-    loader = stock_loader(train_set, sampler, options)
-    rows = {f"image by image, {options.workers} workers": loader}
+    train_set = random_images(BATCHES_AHEAD + args.steps, options)
+    loader = stock_loader(train_set, options)
+    stock_speed = speed_of_batches(loader, args.steps, device, options)
+    name = f"image by image, {options.workers} workers"
+    print(data_row(name, stock_speed, stock_speed), flush=True)
     caches = ["host"]
     if device.type == "cuda":
         caches.append("device")
     for cache in caches:
-        batches = TrainBatches(train_set, sampler, size, device, cache)
-        visible_plan, thermal_plan = sampler.epoch(0)
-        rows[f"ours, gathered on the {cache}"] = batches.images_of_steps(visible_plan, thermal_plan)
-        rows[f"ours, from the {cache} to the network"] = batches.epoch(0)
+        batches = train.build_batches(train_set, device, with_flags(options, cache=cache))
+        visible_plan, thermal_plan = batches.sampler.epoch(0)
+        images = batches.images_of_steps(visible_plan, thermal_plan)
+        speed = speed_of_batches(images, args.steps, device, options)
+        print(data_row(f"ours, gathered on the {cache}", speed, stock_speed), flush=True)
+        speed = speed_of_batches(batches.epoch(0), args.steps, device, options)
+        print(data_row(f"ours, from the {cache} to the network", speed, stock_speed), flush=True)
 
-    first_speed = None
-    for name, batches in rows.items():
-        stopwatch = Stopwatch(BATCHES_AHEAD, args.steps, device)
-        for _ in stopwatch.watch(batches):
-            pass
-        speed = 2 * args.steps * options.batch_size / stopwatch.seconds
-        if first_speed is None:
-            first_speed = speed
-        print(f"{name:36s}{speed:10,.0f} images/s{speed / first_speed:8.1f}x", flush=True)
+
+def data_row(name: str, speed: float, stock_speed: float) -> str:
+    return f"{name:36s}{speed:10,.0f} images/s{speed / stock_speed:8.1f}x"
+
+
+def speed_of_batches(
+    batches: Iterable, steps: int, device: torch.device, options: argparse.Namespace
+) -> float:
+    """Images per second of both modalities, when nothing but their batches is made."""
+    stopwatch = Stopwatch(BATCHES_AHEAD, steps, device)
+    for _ in stopwatch.watch(batches):
+        pass
+    return 2 * steps * options.batch_size / stopwatch.seconds
 
 
 # ---- training -----------------------------------------------------------------------------------
 
 
+# Trains for the batches of a stopwatch: (flags of train.py, device, stopwatch).
+TimeTraining = Callable[[argparse.Namespace, torch.device, Stopwatch], None]
+
+
 def time_stock(options: argparse.Namespace, device: torch.device, stopwatch: Stopwatch) -> None:
     """Time the original's loop in stock PyTorch, with our network and PyTorch's own precision."""
     utils.seed_everything(1, deterministic=False)
-    train_set, sampler = random_images(stopwatch.warmup + stopwatch.steps, options)
-    loader = stock_loader(train_set, sampler, options)
-    net = new_network(options).to(device)
+    train_set = random_images(stopwatch.warmup + stopwatch.steps, options)
+    loader = stock_loader(train_set, options)
+    net = train.build_network(N_CLASS, None, "", options).to(device)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -375,59 +384,29 @@ def time_ours(options: argparse.Namespace, device: torch.device, stopwatch: Stop
     """Time train.py's own `train_epoch`, with the precision and algorithms of the flags."""
     utils.seed_everything(1, options.deterministic)
     utils.set_precision(options.precision, device)
-    train_set, sampler = random_images(stopwatch.warmup + stopwatch.steps, options)
-    size = (options.img_h, options.img_w)
-    batches = TrainBatches(
-        train_set, sampler, size, device, options.cache, utils.rank(), utils.world_size()
-    )
-    net = to_device(new_network(options), device)
+    train_set = random_images(stopwatch.warmup + stopwatch.steps, options)
+    batches = train.build_batches(train_set, device, options)
+    net = to_device(train.build_network(N_CLASS, None, "", options), device)
     optimizer = train.build_optimizer(net, options)
     criterion = Criterion(options.w_hc, options.thd, options.dist_type, utils.world_size())
     scaler = torch.amp.GradScaler(enabled=options.precision == "fp16")
     wrapped_net = train.wrap_network(net, options)
-    if device.type == "cuda" and not utils.is_distributed():
-        batch = next(batches.epoch(0))
-        amp_dtype = utils.AMP_DTYPES.get(options.precision)
-        warn_of_waiting(
-            partial(train.train_step, wrapped_net, criterion, optimizer, batch, amp_dtype, scaler)
-        )
     watched = WatchedBatches(batches, stopwatch)
     train.train_epoch(wrapped_net, criterion, optimizer, watched, 0, options, scaler)
-
-
-METHODS = {STOCK: time_stock, OURS: time_ours}
-
-
-def new_network(options: argparse.Namespace) -> EmbedNet:
-    return EmbedNet(
-        N_CLASS,
-        options.low_dim,
-        options.drop,
-        options.arch,
-        options.num_parts,
-        pretrained="none",
-    )
-
-
-def warn_of_waiting(step: Callable[[], object]) -> None:
-    """Let an update that waits for the GPU print a warning. The first one may wait."""
-    step()
-    torch.cuda.set_sync_debug_mode("warn")
-    step()
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def measure(
     rank: int,
     world_size: int,
-    method: str,
+    time_training: TimeTraining,
     args: argparse.Namespace,
-    flags: list[str],
+    options: argparse.Namespace,
     result_file: str,
 ) -> None:
-    """Time a method as one of ``world_size`` processes. Rank 0 writes the results, as JSON.
+    """Time a training as one of ``world_size`` processes. Rank 0 writes the results, as JSON.
 
-    They are images per second, milliseconds of a step and of its wait for data, and peak memory.
+    They are images per second, milliseconds of a step and of its wait for data, and peak memory: on
+    a GPU since the warm-up, on a CPU of the process.
     """
     os.environ["LOCAL_RANK"] = str(rank)
     if world_size > 1:
@@ -437,16 +416,19 @@ def measure(
             rank=rank,
             world_size=world_size,
         )
-    options = train.parse_args(flags)
     device = utils.select_device(options.gpu)
     stopwatch = Stopwatch(args.warmup, args.steps, device)
-    METHODS[method](options, device, stopwatch)
+    time_training(options, device, stopwatch)
+    if device.type == "cuda":
+        peak_bytes = torch.cuda.max_memory_allocated()
+    else:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_seconds = stopwatch.seconds / args.steps
     results = {
         "images/s": 2 * options.batch_size / step_seconds,
         "step ms": 1000 * step_seconds,
         "data wait ms": 1000 * stopwatch.waited / args.steps,
-        "peak GiB": stopwatch.peak_bytes() / GIB,
+        "peak GiB": peak_bytes / GIB,
     }
     if rank == 0:
         Path(result_file).write_text(json.dumps(results))
@@ -455,28 +437,34 @@ def measure(
 
 
 def measure_in_processes(
-    world_size: int, method: str, args: argparse.Namespace, flags: list[str]
+    world_size: int,
+    time_training: TimeTraining,
+    args: argparse.Namespace,
+    options: argparse.Namespace,
 ) -> dict[str, float]:
     """The results of `measure`. Memory and compiled code of other measurements do not count."""
     with tempfile.TemporaryDirectory() as folder:
         result_file = os.path.join(folder, "results.json")
         torch.multiprocessing.spawn(
-            measure, (world_size, method, args, flags, result_file), world_size
+            measure, (world_size, time_training, args, options, result_file), world_size
         )
         return json.loads(Path(result_file).read_text())
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    """Print the results of `measure` for each method, and the ratio of its speed to the first."""
-    stock_speed = None
-    for method in (STOCK, OURS):
-        results = measure_in_processes(1, method, args, args.flags)
-        if stock_speed is None:
-            stock_speed = results["images/s"]
-            heads = "".join(f"{name:>14s}" for name in results)
-            print(f"{'':36s}{heads}{'to first':>10s}")
-        cells = "".join(f"{value:14.2f}" for value in results.values())
-        print(f"{method:36s}{cells}{results['images/s'] / stock_speed:9.2f}x", flush=True)
+    """Print the results of `measure` for both loops, and the ratio to the stock one's speed."""
+    stock = measure_in_processes(1, time_stock, args, options)
+    heads = "".join(f"{name:>14s}" for name in stock)
+    print(f"{'':36s}{heads}{'to stock':>10s}")
+    print(training_row("stock PyTorch, the original's loop", stock, stock), flush=True)
+    ours = measure_in_processes(1, time_ours, args, options)
+    print(training_row("ours", ours, stock))
+
+
+def training_row(name: str, results: dict[str, float], stock: dict[str, float]) -> str:
+    cells = "".join(f"{value:14.2f}" for value in results.values())
+    ratio = results["images/s"] / stock["images/s"]
+    return f"{name:36s}{cells}{ratio:9.2f}x"
 
 
 def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> None:
@@ -486,16 +474,15 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
     the speed of one process. "not alone" is the part of a step that a process would not need for
     its own images without the others.
     """
-    flags = args.flags
     if not torch.cuda.is_available():
         print(
             "no GPU: the processes share the cores of one CPU; this shows that it works, no gain\n"
         )
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.processes)))
-        flags = [*flags, "--no-sync-bn"]
+        options = with_flags(options, sync_bn=False)
     heads = "".join(f"{name:>10s}" for name in ("images/s", "to one", "not alone"))
     print(f"{'':10s}{'processes':>10s}{'images':>8s}{heads}")
-    one_process_speed = None
+    one_process_speed = speed_of_ours(1, options.batch_size, args, options)
     for scaling in ("strong", "weak"):
         for world_size in (1, 2, 4, 8, 16):
             batch_size = options.batch_size
@@ -504,13 +491,12 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
             n_persons = batch_size // options.per_img
             if world_size > args.processes or n_persons % world_size:  # persons are not split
                 continue
-            speed = speed_of_ours(world_size, batch_size, args, flags)
-            speed_alone = speed
+            speed = one_process_speed
+            speed_alone = one_process_speed
             if world_size > 1:
-                speed_of_rank = speed_of_ours(1, batch_size // world_size, args, flags)
-                speed_alone = world_size * speed_of_rank
-            if one_process_speed is None:
-                one_process_speed = speed
+                speed = speed_of_ours(world_size, batch_size, args, options)
+                rank_speed = speed_of_ours(1, batch_size // world_size, args, options)
+                speed_alone = world_size * rank_speed
             print(
                 f"{scaling:10s}{world_size:10d}{2 * batch_size:8d}{speed:10.1f}"
                 f"{speed / one_process_speed:9.2f}x{1 - speed / speed_alone:10.0%}",
@@ -519,11 +505,11 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
 
 
 def speed_of_ours(
-    world_size: int, batch_size: int, args: argparse.Namespace, flags: list[str]
+    world_size: int, batch_size: int, args: argparse.Namespace, options: argparse.Namespace
 ) -> float:
     """Images per second of our training with this batch size."""
-    flags = [*flags, "--batch-size", str(batch_size)]
-    return measure_in_processes(world_size, OURS, args, flags)["images/s"]
+    options = with_flags(options, batch_size=batch_size)
+    return measure_in_processes(world_size, time_ours, args, options)["images/s"]
 
 
 # ---- the program --------------------------------------------------------------------------------
@@ -536,39 +522,34 @@ COMMANDS = {
 }
 
 
-def default_steps(command: str) -> int:
-    if torch.cuda.is_available():
-        return 100
-    if command == "data":
-        return 30
-    return 5
-
-
 def main() -> None:
+    has_gpu = torch.cuda.is_available()
     parser = utils.new_parser(__doc__)
     add = parser.add_argument
     add("command", choices=list(COMMANDS))
-    add(
-        "--steps",
-        type=utils.positive_int,
-        help="steps to time (100; on a CPU 30 of data, 5 of training)",
-    )
+    steps_help = "steps to time (100; on a CPU 30 of data, 5 of training)"
+    add("--steps", type=utils.positive_int, help=steps_help)
     add(
         "--warmup",
         type=utils.non_negative_int,
-        default=20 if torch.cuda.is_available() else 2,
-        help="steps before the clock starts (%(default)s)",
+        default=20 if has_gpu else 2,
+        help="training steps before the clock starts; `data` has its own (%(default)s)",
     )
     add(
         "--processes",
         type=utils.positive_int,
         default=torch.cuda.device_count() or 2,
-        help="scale: at most so many (%(default)s)",
+        help="of `scale`, at most (%(default)s)",
     )
-    args, args.flags = utils.parse_known(parser)
+    args, flags = utils.parse_known(parser)
     if args.steps is None:
-        args.steps = default_steps(args.command)
-    options = train.parse_args(args.flags)
+        if has_gpu:
+            args.steps = 100
+        elif args.command == "data":
+            args.steps = 30
+        else:
+            args.steps = 5
+    options = with_flags(train.parse_args(flags), pretrained="none")
     if options.batch_size % options.per_img:
         raise utils.InputError(
             f"--batch-size {options.batch_size} is not a multiple of --per-img {options.per_img}"

@@ -13,8 +13,9 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
@@ -22,7 +23,7 @@ from PIL import Image
 import utils
 from data_loader import read_image, to_input
 from data_manager import Dataset, EvalTrial, Split
-from eval_metrics import Distances, modality_centers, rank_queries
+from eval_metrics import Distances, QueryScores, center_distances, rank_queries
 from model import FEATURE_KINDS, EmbedNet, load_network, stripe_window
 from tools.results_files import Features, ProtocolScores, SavedResults, name_of_tree
 from utils import InputError
@@ -33,6 +34,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES = ["-", "--", "-.", ":"]
 MATCH_COLOUR = "#009E73"
 MISMATCH_COLOUR = "#C62D1F"
+HEAT_COLOURS = "viridis"
 STYLE = matplotlib.rc_context(  # a decorator: a function draws in this style
     {
         "font.size": 13,
@@ -292,11 +294,8 @@ def embedding(
 
 def common_persons(panels: dict[str, Features]) -> np.ndarray:
     """Ids of the persons who have images of both modalities in all panels."""
-    features, *others = panels.values()
-    pids = persons_in_both(features.images)
-    for features in others:
-        pids = np.intersect1d(pids, persons_in_both(features.images))
-    return pids
+    persons_of_panels = [set(persons_in_both(panel.images)) for panel in panels.values()]
+    return np.array(sorted(set.intersection(*persons_of_panels)))
 
 
 def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
@@ -366,14 +365,14 @@ def draw_person(
 
 def describe_centers(features: Features) -> str:
     """How far visible centers are from infrared ones, in words."""
-    pids, visible_centers, thermal_centers = modality_centers(features.values, features.images)
-    gaps = np.linalg.norm(visible_centers[:, None] - thermal_centers, axis=2)  # (persons, persons)
-    is_same_person = np.eye(len(pids), dtype=bool)
-    same = gaps[is_same_person].mean()
-    text = f"centers of all {len(pids)} persons, distance: same person {same:.2f}"
-    if len(pids) > 1:
-        text += f", others {gaps[~is_same_person].mean():.2f}"
-    return text
+    n_persons = len(persons_in_both(features.images))
+    means = center_distances(features.values, features.images)
+    if not means:
+        return "centers of a single person: nothing to compare"
+    return (
+        f"centers of all {n_persons} persons, distance: "
+        f"same person {means['own']:.2f}, others {means['other']:.2f}"
+    )
 
 
 def add_embedding_legend(figure: Figure, columns: int) -> None:
@@ -409,13 +408,13 @@ def distances(panels: dict[str, Features]) -> Figure:
     )
     figure, axes = new_figure(1, len(panels), (6, 4.4), title, sharex=True)
     for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
-        pairs = pair_distances(features)
-        low = min(pairs.same.min(), pairs.other.min())
-        high = max(pairs.same.max(), pairs.other.max(), low + 1e-3)
-        draw_histogram(axis, "two persons", pairs.other, (low, high), COLOURS[0], hatch="")
-        draw_histogram(axis, "one person", pairs.same, (low, high), COLOURS[1], hatch="///")
+        same, other = pair_distances(features)
+        low = min(same.min(), other.min())
+        high = max(same.max(), other.max(), low + 1e-3)
+        draw_histogram(axis, "two persons", other, (low, high), COLOURS[0], hatch="")
+        draw_histogram(axis, "one person", same, (low, high), COLOURS[1], hatch="///")
         axis.set(
-            title=f"{wrap(label, 50)}\nseparation d' = {pairs.separation():.2f}",
+            title=f"{wrap(label, 50)}\nseparation d' = {separation(same, other):.2f}",
             ylabel="density",
         )
         axis.set_xlabel(f"1 - cosine\n{wrap(features.caption, 75)}", fontsize=8)
@@ -423,28 +422,28 @@ def distances(panels: dict[str, Features]) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class PairDistances:
-    """1 - cosine of all pairs of an infrared and a visible image."""
+def pair_distances(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """1 - cosine of all pairs of an infrared and a visible image.
 
-    same: np.ndarray  # (n,) pairs of the same person
-    other: np.ndarray  # (m,) pairs of two persons
+    Returns:
+        (n,) distances of pairs of the same person, (m,) distances of pairs of two persons.
 
-    def separation(self) -> float:
-        """d', the gap between the means in units of the mean deviation."""
-        deviation = np.sqrt((self.same.var() + self.other.var()) / 2)
-        return (self.other.mean() - self.same.mean()) / max(deviation, 1e-9)
-
-
-def pair_distances(features: Features) -> PairDistances:
-    """The distances of all pairs. InputError: there are none of one person, or none of two."""
+    Raises:
+        InputError: there are no pairs of the same person, or none of two persons.
+    """
     pids = features.images.pids
     thermal = features.images.thermal
     is_same_person = pids[thermal][:, None] == pids[~thermal]
     if is_same_person.all() or not is_same_person.any():
         raise InputError("distances need images of several persons, in both modalities")
     values = 1 + Distances(features.values[thermal], features.values[~thermal])[:]
-    return PairDistances(same=values[is_same_person], other=values[~is_same_person])
+    return values[is_same_person], values[~is_same_person]
+
+
+def separation(same: np.ndarray, other: np.ndarray) -> float:
+    """d', the gap between the means of two samples in units of their mean deviation."""
+    deviation = np.sqrt((same.var() + other.var()) / 2)
+    return (other.mean() - same.mean()) / max(deviation, 1e-9)
 
 
 def draw_histogram(
@@ -468,7 +467,7 @@ def draw_histogram(
 def ranked(features: Features, trial: EvalTrial, root: str, rows: int = 2, seed: int = 0) -> Figure:
     """Queries and their ten nearest gallery images: the best queries, some at random, the worst.
 
-    The best and the worst have the highest and the lowest average precision, of a person each.
+    The best and the worst have the highest and the lowest average precision, one query per person.
 
     Args:
         features: of all test images.
@@ -499,8 +498,7 @@ class Ranking:
     gallery: Split
     distmat: np.ndarray  # (Q, G)
     junk_mask: np.ndarray  # (Q, G) bool, gallery images that a query ignores
-    images_ahead: np.ndarray  # (Q,) how many stand ahead of the first match
-    average_precision: np.ndarray  # (Q,)
+    scores: QueryScores  # ``ahead`` counts images
 
 
 def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
@@ -516,15 +514,13 @@ def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
     junk_mask = junk_mask[with_match]
     query_values = features.values[trial.query[with_match]]
     distmat = Distances(query_values, features.values[trial.gallery])[:]
-    images_ahead, average_precision, _ = rank_queries(
-        distmat, query.pids, gallery.pids, junk_mask, cmc_by_identity=False
-    )
-    return Ranking(query, gallery, distmat, junk_mask, images_ahead, average_precision)
+    scores = rank_queries(distmat, query.pids, gallery.pids, junk_mask, cmc_by_identity=False)
+    return Ranking(query, gallery, distmat, junk_mask, scores)
 
 
 def choose_queries(ranking: Ranking, rows: int, seed: int) -> list[tuple[str, int]]:
     """("best", "random" or "worst", index of a query), up to ``rows`` of each kind."""
-    best_first = np.argsort(-ranking.average_precision, kind="stable")
+    best_first = np.argsort(-ranking.scores.average_precision, kind="stable")
     best = first_of_each_person(best_first, ranking.query.pids)
     worst = first_of_each_person(best_first[::-1], ranking.query.pids)
     shuffled = np.random.default_rng(seed).permutation(len(ranking.query))
@@ -544,8 +540,8 @@ def draw_query(axis: Axes, kind: str, ranking: Ranking, q: int, root: str) -> No
     """Draw the image of a query, with how well it was ranked and how much junk it ignores."""
     caption = (
         f"{kind}\n"
-        f"AP {ranking.average_precision[q]:.0%}\n"
-        f"1st match {ranking.images_ahead[q] + 1}\n"
+        f"AP {ranking.scores.average_precision[q]:.0%}\n"
+        f"1st match {ranking.scores.ahead[q] + 1}\n"
         f"id {ranking.query.pids[q]} cam {ranking.query.camids[q]}"
     )
     path = os.path.join(root, ranking.query.paths[q])
@@ -586,10 +582,9 @@ def attention(
     persons: int = 4,
     seed: int = 0,
 ) -> Figure:
-    """Where the stripes look: test images of both modalities with a map of each location's part.
+    """Where the stripes look: test images of both modalities, plain and with a heat map.
 
-    A stripe's feature is the mean over its locations. A location's part is its projection on that
-    mean, shown from the least of the stripe (0) to the most (1).
+    The map shows how much each location contributes to its stripe's feature, 0 least, 1 most.
 
     Args:
         checkpoint_path: the network.
@@ -616,33 +611,35 @@ def attention(
             plain.imshow(pixels)
             plain.set_title(f"id {pid}\ncam {images.camids[image]}", fontsize=11)
             plain.set(xticks=[], yticks=[])
-            heat = draw_stripe_parts(overlay, pixels, net, modality)
+            draw_contributions(overlay, pixels, net, modality)
         row[0].set_ylabel("visible" if modality == "visible" else "infrared")
-    add_colour_bar(figure, axes, heat)
+    add_colour_bar(figure, axes)
     return figure
 
 
-def draw_stripe_parts(axis: Axes, pixels: np.ndarray, net: EmbedNet, modality: str) -> AxesImage:
-    """Draw a grey image, and over it the part that each location has in its stripe: the result."""
+def draw_contributions(axis: Axes, pixels: np.ndarray, net: EmbedNet, modality: str) -> None:
+    """Draw a grey image, and over it what each location contributes to its stripe's feature."""
     height, width = pixels.shape[:2]
-    parts, tops = stripe_parts(net, modality, pixels)
-    heat = Image.fromarray(parts.astype(np.float32))
-    heat = heat.resize((width, len(parts)), Image.Resampling.BILINEAR)
+    contributions, tops = stripe_contributions(net, modality, pixels)
+    heat = Image.fromarray(contributions.astype(np.float32))
+    heat = heat.resize((width, len(contributions)), Image.Resampling.BILINEAR)
     # Smooth from left to right only, so that stripes do not run into each other.
     heat = heat.resize((width, height), Image.Resampling.NEAREST)
     axis.imshow(pixels.mean(axis=2), cmap="gray")
-    drawn_heat = axis.imshow(np.asarray(heat), cmap="viridis", alpha=0.55, vmin=0, vmax=1)
+    axis.imshow(np.asarray(heat), cmap=HEAT_COLOURS, alpha=0.55, vmin=0, vmax=1)
     for top in tops[1:]:
         axis.axhline(top * height - 0.5, color="white", linestyle="-", linewidth=1.2)
     axis.set(xticks=[], yticks=[])
-    return drawn_heat
 
 
 @torch.no_grad()
-def stripe_parts(
+def stripe_contributions(
     net: EmbedNet, modality: str, pixels: np.ndarray
 ) -> tuple[np.ndarray, list[float]]:
-    """The part that each location of the feature map has in its stripe, and where stripes begin.
+    """How much each location contributes to its stripe's feature, 0 least, 1 most.
+
+    A stripe's feature is the mean over its locations. A location contributes its projection on that
+    mean.
 
     Args:
         net: in evaluation mode.
@@ -660,24 +657,25 @@ def stripe_parts(
         (maps,) = net.feature_maps(thermal=batch)
     height = maps.shape[1]
     band, stride = stripe_window(height, net.num_parts)
-    parts = torch.zeros(maps.shape[1:])
+    contributions = torch.zeros(maps.shape[1:])
     tops = []
     for start in range(0, net.num_parts * stride, stride):
         rows = slice(start, start + band)
         stripe = maps[:, rows]
-        part = torch.einsum("chw,c->hw", stripe, stripe.mean(dim=(1, 2)))
-        part -= part.min()
-        part /= part.max().clamp(min=1e-12)
-        parts[rows] = torch.maximum(parts[rows], part)
+        projections = torch.einsum("chw,c->hw", stripe, stripe.mean(dim=(1, 2)))
+        projections -= projections.min()
+        projections /= projections.max().clamp(min=1e-12)
+        contributions[rows] = torch.maximum(contributions[rows], projections)
         tops.append(start / height)
-    return parts.numpy(), tops
+    return contributions.numpy(), tops
 
 
-def add_colour_bar(figure: Figure, axes: np.ndarray, heat: AxesImage) -> None:
+def add_colour_bar(figure: Figure, axes: np.ndarray) -> None:
+    """Explain the colours of the heat maps."""
+    colours = ScalarMappable(Normalize(0, 1), HEAT_COLOURS)
     label = "how much a place adds to its stripe's feature"
-    bar = figure.colorbar(heat, ax=axes, ticks=[0, 1], label=label)
+    bar = figure.colorbar(colours, ax=axes, ticks=[0, 1], label=label)
     bar.ax.set_yticklabels(["least of\nthe stripe", "most of\nthe stripe"])
-    bar.solids.set_alpha(1)
 
 
 # ---- samples ------------------------------------------------------------------------------------

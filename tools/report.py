@@ -2,10 +2,10 @@
 
     python -m tools.report CE=log/test_a.json "CE + HC=log/test_b.json" --out report.html
 
-Give results of test.py, or folders of runs, log/<run>. A file of results names what else belongs to
-it: the run's metrics.jsonl beside it, the features that test.py --save-features wrote, the
-checkpoint and the data. Figures of files that are gone are left out. The page is one file, figures
-included, and needs no network.
+Give results of test.py or tools.score, or folders of runs, log/<run>. A file of results names what
+else belongs to it: the run's metrics.jsonl beside it, the features that test.py --save-features
+wrote or tools.score read, the checkpoint and the data. Figures whose files are missing are left
+out, and the screen says so. The page is one file, figures included, and needs no network.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import html
 import io
 import os
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,30 +28,33 @@ from tools.results_files import (
     ProtocolScores,
     SavedResults,
     check_comparable,
+    format_percent,
     label_files,
     read_features,
     read_metrics,
     read_results,
 )
 
-PAGE = """<!DOCTYPE html>
+PAGE = string.Template(
+    """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>$title</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; overflow-wrap: normal; }}
-th, td {{ padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #8888; white-space: nowrap; }}
-th:first-child {{ text-align: left; position: sticky; left: 0; background: Canvas; }}
-img {{ width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; display: block; }}
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; overflow-wrap: normal; }
+th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #8888; white-space: nowrap; }
+th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+img { width: 100%; min-width: 40rem; background: #ffffff; border-radius: 6px; display: block; }
 </style>
-<h1>{title}</h1>
-{sections}
+<h1>$title</h1>
+$sections
 </html>
 """  # noqa: E501
+)
 
 Metrics = list[dict[str, float]]  # the values of each epoch, see `read_metrics`
 
@@ -69,11 +73,16 @@ def read_inputs(paths: dict[str, str]) -> tuple[dict[str, SavedResults], dict[st
         if os.path.isdir(path) or path.endswith(".jsonl"):
             metrics[label] = read_metrics(path)
             continue
-        results[label] = read_results(path)
-        run = re.sub(r"_(last|best|epoch_\d+)\.t$", "", os.path.basename(results[label].checkpoint))
-        run_folder = os.path.join(os.path.dirname(path), run)
-        if os.path.isfile(os.path.join(run_folder, "metrics.jsonl")):
-            metrics[label] = read_metrics(run_folder)
+        result = read_results(path)
+        results[label] = result
+        if not result.checkpoint:
+            continue
+        run = re.sub(r"_(last|best|epoch_\d+)\.t$", "", os.path.basename(result.checkpoint))
+        metrics_file = os.path.join(os.path.dirname(path), run, "metrics.jsonl")
+        if os.path.isfile(metrics_file):
+            metrics[label] = read_metrics(metrics_file)
+        else:
+            report_missing(label, "training curves", "metrics", metrics_file)
     return results, metrics
 
 
@@ -83,24 +92,29 @@ def read_saved_features(results: dict[str, SavedResults], feature: str) -> dict[
     for label, result in results.items():
         if os.path.isfile(result.features_file):
             features[label] = read_features(result.features_file, result.dataset, feature)
+        else:
+            figures_of_features = "embedding, distances and ranked queries"
+            report_missing(label, figures_of_features, "features", result.features_file)
     return features
+
+
+def report_missing(label: str, figure_names: str, file_kind: str, path: str) -> None:
+    """Say on the screen which figures of a result are left out, and what they need."""
+    reason = f"its results name no {file_kind}"
+    if path:
+        reason = f"{path} not found"
+    print(f"left out: {figure_names} of {label}: {reason}")
 
 
 # ---- tables -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class TableRow:
-    label: str
-    cells: list[str]
-
-
-@dataclass(frozen=True)
 class Table:
-    """The scores under one protocol, a column for each of `MEASURES`."""
+    """The scores under one protocol."""
 
     caption: str
-    rows: list[TableRow]
+    rows: dict[str, list[str]]  # by label, a cell for each of `MEASURES`
 
 
 def build_tables(results: dict[str, SavedResults], feature: str) -> list[Table]:
@@ -108,9 +122,9 @@ def build_tables(results: dict[str, SavedResults], feature: str) -> list[Table]:
     first = next(iter(results.values()))
     tables = []
     for protocol, counts in first.counts.items():
-        rows = [TableRow("chance", format_scores(first.rows["chance"][protocol]))]
+        rows = {"chance": format_scores(first.rows["chance"][protocol])}
         for label, result in results.items():
-            rows.append(TableRow(label, format_scores(result.rows[feature][protocol])))
+            rows[label] = format_scores(result.rows[feature][protocol])
         tables.append(Table(f"{protocol}: {counts}", rows))
     return tables
 
@@ -119,10 +133,10 @@ def format_scores(scores: ProtocolScores) -> list[str]:
     """Each of `MEASURES` in percent, of several trials with the deviation."""
     cells = []
     for name in MEASURES:
-        cell = f"{100 * scores.mean[name]:.2f}"
+        deviation = None
         if len(scores.cmc) > 1:
-            cell += f" ± {100 * scores.std[name]:.2f}"
-        cells.append(cell)
+            deviation = 100 * scores.std[name]
+        cells.append(format_percent(100 * scores.mean[name], deviation))
     return cells
 
 
@@ -142,12 +156,12 @@ def tables_as_text(tables: list[Table], notes: list[str]) -> str:
     """The tables and notes for the screen."""
     lines = []
     for table in tables:
-        width = max(len(row.label) for row in table.rows) + 2
+        width = max(len(label) for label in table.rows) + 2
         lines.append("")
         lines.append(table.caption)
         lines.append(text_line("", list(MEASURES.values()), width))
-        for row in table.rows:
-            lines.append(text_line(row.label, row.cells, width))
+        for label, cells in table.rows.items():
+            lines.append(text_line(label, cells, width))
     lines.append("")
     return "\n".join(lines + notes)
 
@@ -164,8 +178,8 @@ def tables_as_html(tables: list[Table], notes: list[str]) -> str:
         lines.append(f"<p>{html.escape(table.caption)}</p>")
         lines.append("<div class=wide><table>")
         lines.append(html_row("", list(MEASURES.values()), tag="th"))
-        for row in table.rows:
-            lines.append(html_row(row.label, row.cells, tag="td"))
+        for label, cells in table.rows.items():
+            lines.append(html_row(label, cells, tag="td"))
         lines.append("</table></div>")
     return "\n".join(lines)
 
@@ -214,6 +228,8 @@ def draw_sections(
     for label, result in results.items():
         if os.path.isdir(result.data_path):
             yield from draw_photographs(label, result, features.get(label))
+        else:
+            report_missing(label, "ranked queries and stripes", "data", result.data_path)
 
 
 def draw_photographs(
@@ -229,12 +245,11 @@ def draw_photographs(
         figure = figures.ranked(features, trial, result.data_path, rows=1)
         yield Section(f"Ranked: {label}", text, figure, "jpeg")
     if os.path.isfile(result.checkpoint):
-        text = (
-            "How much a place adds to its stripe's feature, from the least to the most of the "
-            "stripe."
-        )
+        text = "How much each location contributes to its stripe's feature."
         figure = figures.attention(result.checkpoint, result.dataset, result.data_path)
         yield Section(f"Stripes: {label}", text, figure, "jpeg")
+    else:
+        report_missing(label, "stripes", "checkpoint", result.checkpoint)
 
 
 def section_as_html(section: Section) -> str:
@@ -273,7 +288,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def write_page(path: str, labels: list[str], sections: list[str]) -> None:
     title = html.escape(f"Hetero-Center loss: {', '.join(labels)}")
-    page = PAGE.format(title=title, sections="\n".join(sections))
+    page = PAGE.substitute(title=title, sections="\n".join(sections))
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     content = page.encode(errors="backslashreplace")  # labels may be words that are not UTF-8
     with utils.atomic_write(path) as partial, open(partial, "wb") as file:

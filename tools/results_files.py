@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from data_manager import DATASETS, Dataset, EvalTrial, Split
-from eval_metrics import MEASURES, TrialCounts
+from eval_metrics import MEASURES, RANKS, TrialCounts
 from tools.score import load_features
 from utils import InputError
 
-MAX_RANK = 20  # length of the CMC curves in files of results
+MAX_RANK = max(RANKS)  # length of the CMC curves in files of results
 
 
 # ---- labels and names ---------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def parse_epoch(line: str, path: str) -> dict[str, float]:
 class ProtocolScores:
     """The scores of one kind of features under one protocol, in [0, 1]."""
 
-    mean: dict[str, float]  # of each of `MEASURES`, over the trials
+    mean: dict[str, float]  # over the trials, by the names of `MEASURES`
     std: dict[str, float]
     cmc: np.ndarray  # (trials, MAX_RANK)
 
@@ -115,12 +115,14 @@ class ProtocolScores:
 class SavedResults:
     """What a JSON file of test.py or tools.score holds."""
 
-    rows: dict[str, dict[str, ProtocolScores]]  # by kind of features, "chance" among them; protocol
+    rows: dict[str, dict[str, ProtocolScores]]  # [kind of features][protocol]; one kind is "chance"
     counts: dict[str, TrialCounts]  # by protocol
     options: list[str]  # settings of the test that are not the default
     dataset: Dataset
     data_name: str  # the dataset's name, for titles
-    checkpoint: str  # paths of what was tested; "" for none, and the files may be gone
+    # Paths of what was tested, of several networks the first one's. "": there is none. The files
+    # may be gone.
+    checkpoint: str
     features_file: str
     data_path: str
 
@@ -136,11 +138,13 @@ def read_results(path: str) -> SavedResults:
     flags = get_entry(content, "flags", dict, path)
     dataset_key = get_entry(flags, "dataset", str, path)
     if dataset_key not in DATASETS:
-        raise malformed(path, f"there is no dataset {dataset_key!r}")
+        raise not_results(path, f"there is no dataset {dataset_key!r}")
     dataset = DATASETS[dataset_key]
-    networks = parse_networks(content, path)
+    networks = get_entry(content, "networks", list, path, default=[])
+    if not all(isinstance(network, dict) for network in networks):
+        raise not_results(path, "'networks' is malformed")
+    network = networks[0] if networks else {}
     is_synthetic = any(network.get("synthetic") for network in networks)
-    checkpoint = networks[0].get("checkpoint") if networks else None
     options = get_entry(content, "options", list, path)
     counts = parse_counts(content, path)
     return SavedResults(
@@ -149,13 +153,23 @@ def read_results(path: str) -> SavedResults:
         options=[str(option) for option in options],
         dataset=dataset,
         data_name=name_of_data(dataset, is_synthetic),
-        checkpoint=str(checkpoint or ""),
-        features_file=str(flags.get("save_features") or ""),
+        checkpoint=str(network.get("checkpoint") or ""),
+        features_file=features_file_of(network, flags),
         data_path=str(flags.get("data_path") or ""),
     )
 
 
-def malformed(path: str, reason: str) -> InputError:
+def features_file_of(network: dict, flags: dict) -> str:
+    """The path of a network's features: tools.score read them, or test.py wrote them. "": none."""
+    if network.get("features"):
+        return str(network["features"])
+    path = str(flags.get("save_features") or "")
+    if network.get("trial") is not None:  # the number for which test.py lets one write {trial}
+        path = path.replace("{trial}", str(network["trial"]))
+    return path
+
+
+def not_results(path: str, reason: str) -> InputError:
     """The error to raise for a file that is something else, or damaged."""
     return InputError(f"{path} is not a JSON file that test.py or tools.score wrote ({reason})")
 
@@ -166,23 +180,17 @@ def read_json(path: str) -> object:
         try:
             return json.load(file)
         except (ValueError, RecursionError) as error:
-            raise malformed(path, str(error)) from error
+            raise not_results(path, str(error)) from error
 
 
-def get_entry(parent: object, name: str, kind: type, path: str) -> Any:
+def get_entry(
+    parent: object, name: str, kind: type, path: str, default: object | None = None
+) -> Any:
     """``parent[name]``, a ``kind``. InputError: ``parent`` is no JSON object with such an entry."""
-    value = parent.get(name) if isinstance(parent, dict) else None
+    value = parent.get(name, default) if isinstance(parent, dict) else None
     if not isinstance(value, kind):
-        raise malformed(path, f"{name!r} is missing or malformed")
+        raise not_results(path, f"{name!r} is missing or malformed")
     return value
-
-
-def parse_networks(content: dict, path: str) -> list[dict]:
-    """What a file tells of each tested network; [] if it tells nothing."""
-    networks = content.get("networks", [])
-    if not isinstance(networks, list) or not all(isinstance(entry, dict) for entry in networks):
-        raise malformed(path, "'networks' is malformed")
-    return networks
 
 
 def parse_counts(content: dict, path: str) -> dict[str, TrialCounts]:
@@ -210,7 +218,7 @@ def parse_rows(
         rows.setdefault(feature, {})[protocol] = parse_scores(entry, path)
     is_complete = all(set(by_protocol) == protocols for by_protocol in rows.values())
     if not protocols or "chance" not in rows or not is_complete:
-        raise malformed(path, "scores are missing")
+        raise not_results(path, "scores are missing")
     return rows
 
 
@@ -222,10 +230,10 @@ def parse_scores(entry: dict, path: str) -> ProtocolScores:
     for trial in get_entry(entry, "trials", list, path):
         curve = get_entry(trial, "cmc", list, path)
         if len(curve) != MAX_RANK or not all(isinstance(value, float) for value in curve):
-            raise malformed(path, f"a CMC is not {MAX_RANK} numbers")
+            raise not_results(path, f"a CMC is not {MAX_RANK} numbers")
         cmc.append(curve)
     if not cmc:
-        raise malformed(path, "scores without a trial")
+        raise not_results(path, "scores without a trial")
     return ProtocolScores(
         mean={name: get_entry(mean, name, float, path) for name in MEASURES},
         std={name: get_entry(std, name, float, path) for name in MEASURES},
@@ -234,7 +242,14 @@ def parse_scores(entry: dict, path: str) -> ProtocolScores:
 
 
 def check_comparable(results: dict[str, SavedResults], feature: str) -> None:
-    """Raise InputError unless all results have these features, the same protocols and images."""
+    """Raise InputError unless all results have these features, the same protocols and images.
+
+    No label may be "chance".
+    """
+    if "chance" in results:
+        raise InputError(
+            "the label 'chance' is for random rankings: give another one by LABEL=FILE"
+        )
     first_label, first = next(iter(results.items()))
     for label, result in results.items():
         if feature not in result.rows:
@@ -245,6 +260,14 @@ def check_comparable(results: dict[str, SavedResults], feature: str) -> None:
                 f"{label} and {first_label} are of other protocols or images: "
                 "compare results of the same data and protocol flags"
             )
+
+
+def format_percent(mean: float, deviation: float | None) -> str:
+    """Like "52.00 ± 2.00"; without a deviation "52.00"."""
+    text = f"{mean:.2f}"
+    if deviation is not None:
+        text += f" ± {deviation:.2f}"
+    return text
 
 
 # ---- features -----------------------------------------------------------------------------------

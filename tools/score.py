@@ -56,41 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("files", nargs="+", metavar="FILE.npz", help="features of all test images")
     add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
     add("--features", metavar="NAME", help="score these features alone")
-    add("--log-path", default="log/", help="folder of score_<file>.log and .json (%(default)s)")
-    add(
-        "--seed",
-        type=utils.non_negative_int,
-        default=1,
-        help="seed of the random rankings (%(default)s)",
-    )
+    add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
+    add("--seed", type=utils.non_negative_int, default=1, help="seed of random rankings (1)")
     utils.add_protocol_flags(parser, DATASETS)
-    add(
-        "--gallery",
-        choices=["seeded", "official"],
-        default="seeded",
-        help="which ten galleries of SYSU-MM01 (%(default)s)",
-    )
-    add(
-        "--rand-perm",
-        metavar="FILE",
-        help="rand_perm_cam.mat of SYSU-MM01's authors, for --gallery official",
-    )
-    add(
-        "--distance",
-        choices=Distances.KINDS,
-        default="cosine",
-        help="distance of features (%(default)s)",
-    )
-    add(
-        "--rerank",
-        action="store_true",
-        help="k-reciprocal re-ranking (Zhong et al. 2017); it compares queries with each other too",
-    )
-    add(
-        "--mat",
-        metavar="DIR",
-        help="write the features as .mat files for SYSU-MM01's official evaluation",
-    )
+    galleries = ["seeded", "official"]
+    gallery_help = "which galleries of SYSU-MM01 (%(default)s)"
+    add("--gallery", choices=galleries, default="seeded", help=gallery_help)
+    add("--rand-perm", metavar="FILE", help="rand_perm_cam.mat, for --gallery official")
+    kinds = Distances.KINDS
+    add("--distance", choices=kinds, default="cosine", help="distance of features (%(default)s)")
+    rerank_help = "k-reciprocal re-ranking; it uses the other queries, too"
+    add("--rerank", action="store_true", help=rerank_help)
+    add("--mat", metavar="DIR", help="write .mat files for SYSU-MM01's official evaluation")
     return parser
 
 
@@ -107,6 +84,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.mat and len(args.files) > 1:
         parser.error("--mat writes the features of one file: give one FILE.npz")
+    if dataset.one_model_per_trial and len(args.files) > len(dataset.trials):
+        n_trials = len(dataset.trials)
+        parser.error(f"{dataset.title} has {n_trials} trials: give at most {n_trials} FILE.npz")
     return args
 
 
@@ -130,10 +110,10 @@ def load_features(
         InputError: the file is missing, corrupt, or not such a file.
     """
     arrays = read_arrays(path)
-    network = parse_network(path, arrays.pop("network", None))
+    network = parse_network(path, arrays.pop("network", None), dataset)
     columns = {name: arrays.pop(name, None) for name in COLUMN_TYPES}
     images = build_split(path, columns, dataset)
-    features = arrays
+    features = arrays  # all others
     if only is not None:
         features = {name: values for name, values in arrays.items() if name == only}
     if not features:
@@ -152,22 +132,19 @@ def malformed(path: str, reason: str) -> utils.InputError:
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. InputError: it is missing, or cannot be read."""
-    corrupt_entry = None
     try:
         with zipfile.ZipFile(path) as archive:
-            corrupt_entry = archive.testzip()  # numpy does not compare all checksums
+            if archive.testzip():  # numpy does not compare all checksums
+                raise ValueError("a checksum is wrong")
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            return dict(file)
     except Exception as error:  # zipfile and numpy raise many types on corrupt files
         if utils.resource_advice(error):
             raise
         raise malformed(path, utils.short_reason(error)) from error
-    if corrupt_entry is not None:
-        raise malformed(path, f"the checksum of {corrupt_entry} is wrong")
-    return arrays
 
 
-def parse_network(path: str, text: np.ndarray | None) -> dict:
+def parse_network(path: str, text: np.ndarray | None, dataset: Dataset) -> dict:
     """The JSON object that an .npz file holds as text; {} without one."""
     if text is None:
         return {}
@@ -177,38 +154,37 @@ def parse_network(path: str, text: np.ndarray | None) -> dict:
         raise malformed(path, f"network is not JSON: {utils.short_reason(error)}") from error
     if not isinstance(network, dict):
         raise malformed(path, "network is not a JSON object")
-    if not isinstance(network.get("trial"), int | None):
-        raise malformed(path, "the trial of its network is not a whole number")
+    trial = network.get("trial")
+    is_valid = isinstance(trial, int) and trial in dataset.trials
+    if trial is not None and not is_valid:
+        raise malformed(path, f"{dataset.title} has no trial {trial!r}, which its network names")
     return network
 
 
 def build_split(path: str, columns: dict[str, np.ndarray | None], dataset: Dataset) -> Split:
     """The images that the columns of a file list. InputError: a column is missing or wrong."""
     n_images = np.size(columns["paths"])
-    for name in ("paths", "pids", "camids"):
-        check_column(path, name, columns[name], n_images)
-    thermal = columns["thermal"]
-    if thermal is None and dataset.thermal_cameras:
-        thermal = np.isin(columns["camids"], dataset.thermal_cameras)
-    check_column(path, "thermal", thermal, n_images)
+    cameras_tell_modality = columns["thermal"] is None and len(dataset.thermal_cameras) > 0
+    if cameras_tell_modality:
+        del columns["thermal"]
+    for name, column in columns.items():
+        if column is None:
+            raise malformed(path, f"it has no {name!r}")
+        if column.dtype.kind not in COLUMN_TYPES[name] or column.shape != (n_images,):
+            shape_and_type = f"{column.shape} {column.dtype}"
+            raise malformed(path, f"{name!r} {shape_and_type} is of another shape or type")
+    if cameras_tell_modality:
+        columns["thermal"] = np.isin(columns["camids"], dataset.thermal_cameras)
     if n_images == 0:
         raise malformed(path, "it lists no image")
     if not dataset.one_model_per_trial and len(np.unique(columns["paths"])) < n_images:
-        raise malformed(path, "two images have one of the paths, by which galleries are drawn")
+        raise malformed(path, "two of its paths are the same: galleries are drawn by path")
     return Split(
         paths=columns["paths"].tolist(),
         pids=columns["pids"].astype(np.int64),
         camids=columns["camids"].astype(np.int64),
-        thermal=thermal,
+        thermal=columns["thermal"],
     )
-
-
-def check_column(path: str, name: str, column: np.ndarray | None, n_images: int) -> None:
-    """Raise InputError if this is not a (n_images,) array of one of the column's types."""
-    if column is None:
-        raise malformed(path, f"it has no {name!r}")
-    if column.dtype.kind not in COLUMN_TYPES[name] or column.shape != (n_images,):
-        raise malformed(path, f"{name!r} {column.shape} {column.dtype} is of another shape or type")
 
 
 def check_features(path: str, name: str, values: np.ndarray, n_images: int) -> None:
@@ -292,7 +268,12 @@ def write_mat(folder: str, images: Split, features: dict[str, np.ndarray], n_per
 
     Row i of the cell {person id} is the person's i-th image in that camera. There are cells for
     the persons 1 to ``n_persons``, and further ones if there are larger ids.
+
+    Raises:
+        InputError: a person's id is not above 0: there is no such cell.
     """
+    if images.pids.min() < 1:
+        raise utils.InputError(f"--mat needs person ids above 0, but there is {images.pids.min()}")
     n_cells = max(n_persons, images.pids.max())
     for name, values in features.items():
         for cam in np.unique(images.camids):
@@ -384,7 +365,7 @@ def jaccard_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 # ---- scoring ------------------------------------------------------------------------------------
 
 
-def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:
+def score_files(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:
     """The results of one method, and what each of its files says of its network.
 
     Raises:
@@ -396,19 +377,21 @@ def score(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dic
     results = Results(dataset, args.seed, partial(compare, kind=args.distance))
     networks = []
     scored_trials = set()
-    for number, path in enumerate(files, start=dataset.trials[0]):
+    for position, path in enumerate(files):
         images, features, network = load_features(path, dataset, args.features)
-        networks.append({"features": path, **network})
-        if args.mat:
-            write_mat(args.mat, images, features, dataset.official_persons)
-        trials = None
+        networks.append(network | {"features": path})
+        trials = None  # all
         if dataset.one_model_per_trial:
-            trial = network.get("trial") or number
+            trial = network.get("trial")
+            if trial is None:
+                trial = dataset.trials[position]
             if trial in scored_trials:
                 raise utils.InputError(f"{path}: another file is of trial {trial}, too")
             scored_trials.add(trial)
             trials = [trial]
         try:
+            if args.mat:
+                write_mat(args.mat, images, features, dataset.official_persons)
             eval_trials = dataset.eval_trials(images, vars(args), trials, draw)
             for eval_trial in tqdm(eval_trials, "score", unit="trial", disable=None, leave=False):
                 results.add(eval_trial, images, features)
@@ -454,7 +437,7 @@ def sources_of_results(files: list[str], args: argparse.Namespace) -> list[str]:
 def score_and_write(files: list[str], stem: str, args: argparse.Namespace) -> None:
     """Score the files of one method; log the table, and write <stem>.json."""
     utils.start_log(args, f"{stem}.log")
-    results, networks = score(files, args)
+    results, networks = score_files(files, args)
     options = option_names(args)
     if any(network.get("flip") for network in networks):
         options = ["flip", *options]

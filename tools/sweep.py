@@ -4,10 +4,12 @@
     python -m tools.sweep --out sweeps/regdb --over trial=1,2,3,4,5,6,7,8,9,10 \\
         --test '--search both' -- --dataset regdb
 
-Flags of train.py for all runs follow --. Several --vary are combined with each other. With
+Flags of train.py for all runs follow --. A cell is one combination of --vary; its replicates are
+the values of --over. Several --vary are combined with each other. With
 --vary dist-type:w_hc=l2:0.1,l1:2.2 two flags change together. Each run has a folder of its own in
---out, and sweeps with the same --out share their runs. The comparison is written to <flags>.csv and
-<flags>.png beside them; a later sweep over the same flags replaces it.
+--out, and sweeps with the same --out share their runs. The comparison is printed, and written
+beside them to <flags>.csv and, of the first protocol alone, to <flags>.png; a later sweep over the
+same flags replaces it.
 
 Ctrl-C ends the sweep. The same command resumes it: what is finished is not run again. With several
 GPUs the runs are spread over them: give --jobs as many runs at a time as there are GPUs. For a
@@ -37,7 +39,7 @@ import train
 import utils
 from eval_metrics import MEASURES
 from tools.figures import STYLE, add_legend, new_figure
-from tools.results_files import read_results
+from tools.results_files import format_percent, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 # Flags of train.py that test.py needs, too.
@@ -52,7 +54,7 @@ COMPARED_MEASURES = ("rank1", "mAP")
 class Row:
     """The scores of one run under one protocol, with one kind of features."""
 
-    cell: str  # the values that are compared, like "w_hc=0.1"
+    cell: str  # like "w_hc=0.1"
     replicate: str  # like "seed=2"
     protocol: str
     features: str
@@ -70,10 +72,9 @@ class Run:
     training: list[str]  # a command
     testing: list[str]  # a command
     result_pattern: str  # of the JSON file that test.py writes, below the folder
-    has_gpu_flag: bool  # whether the user chose the GPU
 
-    def rows(self) -> list[Row]:
-        """The scores; [] if the run is not finished."""
+    def read_rows(self) -> list[Row]:
+        """Read the scores; [] if the run is not finished."""
         rows = []
         for path in sorted(self.folder.glob(self.result_pattern)):
             result = read_results(str(path))
@@ -151,62 +152,54 @@ def plan_run(args: argparse.Namespace, cell: dict[str, str], replicate: dict[str
             f"--resume={folder / name}_last.t",
         ],
         result_pattern=f"{test_name}/test_{name}_last_*.json",
-        has_gpu_flag=has_gpu_flag(flags),
     )
 
 
-def flag_words(values: dict[str, object]) -> list[str]:
+def flag_words(flags: dict[str, object]) -> list[str]:
     """{"w_hc": 0.1} -> ["--w-hc=0.1"]."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
 
 
-def in_words(values: dict[str, str]) -> str:
+def in_words(flags: dict[str, str]) -> str:
     """{"w_hc": "0.1", "lr": "0.01"} -> "w_hc=0.1 lr=0.01"."""
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    return " ".join(f"{name}={value}" for name, value in flags.items())
 
 
 def shared_flags(run_args: argparse.Namespace) -> list[str]:
     """The flags that test.py needs as well, where they are not at their default."""
     parser = train.build_parser()
-    values = {}
+    flags = {}
     for name in SHARED_FLAGS:
         value = getattr(run_args, name)
         if value is not None and value != parser.get_default(name):
-            values[name] = value
-    return flag_words(values)
-
-
-def has_gpu_flag(flags: list[str]) -> bool:
-    """Whether --gpu is among these flags of train.py."""
-    parser = train.build_parser()
-    parser.set_defaults(gpu=None)
-    return utils.parse(parser, flags).gpu is not None
+            flags[name] = value
+    return flag_words(flags)
 
 
 # ---- running them -------------------------------------------------------------------------------
 
 
-def gpu_queue(jobs: int) -> queue.Queue:
-    """The numbers of the GPUs for ``jobs`` runs at a time: a run takes one, and gives it back.
+def gpus_of_jobs(jobs: int, flags: list[str]) -> list[int | None]:
+    """The number of the GPU for each of the runs at a time; None leaves it to ``flags``.
 
-    None stands for "no --gpu flag", where there is one GPU or none to choose from.
+    Flags of train.py may hold a --gpu, and its default is right where there is one GPU or none.
     """
     n_gpus = torch.cuda.device_count()
-    gpus = queue.Queue()
-    for job in range(jobs):
-        if n_gpus > 1:
-            gpus.put(job % n_gpus)
-        else:
-            gpus.put(None)
-    return gpus
+    has_gpu_flag = any(flag.startswith("--gpu") for flag in flags)
+    if has_gpu_flag or n_gpus < 2:
+        return [None] * jobs
+    return [job % n_gpus for job in range(jobs)]
 
 
-def carry_out(run: Run, gpus: queue.Queue) -> None:
-    """Train, or resume the training, and then test. What they print is appended to output.txt."""
+def carry_out(run: Run, free_gpus: queue.Queue) -> None:
+    """Train, or resume the training, and then test. What they print is appended to output.txt.
+
+    The run takes a GPU from the queue, and puts it back.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
-    gpu = gpus.get()
+    gpu = free_gpus.get()
     gpu_flag = []
-    if gpu is not None and not run.has_gpu_flag:
+    if gpu is not None:
         gpu_flag = [f"--gpu={gpu}"]
     try:
         with open(run.folder / "output.txt", "a") as output:
@@ -215,16 +208,18 @@ def carry_out(run: Run, gpus: queue.Queue) -> None:
                 if done.returncode:
                     break
     finally:
-        gpus.put(gpu)
-    state = "finished" if run.rows() else "not finished"
+        free_gpus.put(gpu)
+    state = "finished" if run.read_rows() else "not finished"
     print(f"{state}: {run.folder}", flush=True)
 
 
 def carry_out_all(runs: list[Run], jobs: int) -> None:
     """Carry out the runs, ``jobs`` at a time. Ctrl-C ends those under way and cancels the rest."""
-    gpus = gpu_queue(jobs)
+    free_gpus = queue.Queue()
+    for gpu in gpus_of_jobs(jobs, runs[0].training):  # all runs have the same flags
+        free_gpus.put(gpu)
     pool = ThreadPoolExecutor(jobs)
-    futures = [pool.submit(carry_out, run, gpus) for run in runs]
+    futures = [pool.submit(carry_out, run, free_gpus) for run in runs]
     try:
         for future in futures:
             future.result()
@@ -252,7 +247,7 @@ def format_difference(cell: dict[str, Row], first: dict[str, Row], measure: str)
         measure: a name of `MEASURES`.
 
     Returns:
-        Like "+3.00 [+0.52, +5.48]"; "" if both have less than two replicates in common.
+        Like "+3.00 [+0.52, +5.48]"; "" if both have fewer than two replicates in common.
     """
     differences = []
     for replicate, row in cell.items():
@@ -269,17 +264,17 @@ def format_difference(cell: dict[str, Row], first: dict[str, Row], measure: str)
 def format_mean(cell: dict[str, Row], measure: str) -> str:
     """The mean over the replicates and, if there are several, their standard deviation."""
     values = [row.percent[measure] for row in cell.values()]
-    text = f"{np.mean(values):.2f}"
+    deviation = None
     if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):.2f}"
-    return text
+        deviation = np.std(values, ddof=1)
+    return format_percent(np.mean(values), deviation)
 
 
 def table(rows: list[Row]) -> str:
     """A line for each cell: the number of replicates, the means, the differences to the first."""
     head = f"{'n':>43}"
     for measure in COMPARED_MEASURES:
-        head += f"{MEASURES[measure] + ', %':>16}{'- first [95%]':>26}"
+        head += f"{MEASURES[measure] + ', %':>16}{'minus first [95%]':>26}"
     lines = [head]
     cells = group_by_cell(rows)
     first = next(iter(cells.values()))
@@ -304,7 +299,7 @@ def sorted_cells(rows: list[Row]) -> list[str]:
 
 
 def numbers_in(cell: str) -> list[float]:
-    """ "w_hc=0.1 lr=0.01" -> [0.1, 0.01]. ValueError: a value is not a number."""
+    """The values of a cell, [0.1, 0.01] of "w_hc=0.1 lr=0.01". ValueError: one is no number."""
     return [float(part.partition("=")[2]) for part in cell.split()]
 
 
@@ -327,12 +322,12 @@ def draw_measure(axis: Axes, rows: list[Row], cells: list[str], measure: str) ->
         rows_of_kind = [row for row in rows if row.features == kind]
         means = []
         for cell in cells:
-            values = [row.percent[measure] for row in rows_of_kind if row.cell == cell]
-            means.append(np.mean(values))
+            replicates = [row.percent[measure] for row in rows_of_kind if row.cell == cell]
+            means.append(np.mean(replicates))
         (line,) = axis.plot(means, label=f"{kind} features", marker="_", markersize=14)
-        positions = [cells.index(row.cell) for row in rows_of_kind]
-        values = [row.percent[measure] for row in rows_of_kind]
-        axis.scatter(positions, values, color=line.get_color(), alpha=0.6)
+        x = [cells.index(row.cell) for row in rows_of_kind]
+        y = [row.percent[measure] for row in rows_of_kind]
+        axis.scatter(x, y, color=line.get_color(), alpha=0.6)
     axis.set(title=f"{MEASURES[measure]}, %")
     axis.set_xticks(range(len(cells)), [cell.replace(" ", "\n") for cell in cells], fontsize=10)
 
@@ -349,7 +344,10 @@ def write_csv(path: str, rows: list[Row]) -> None:
 
 
 def compare(rows: list[Row], stem: str) -> None:
-    """Print a table for each protocol and kind of features; write <stem>.csv and <stem>.png."""
+    """Print a table for each protocol and kind of features; write <stem>.csv and <stem>.png.
+
+    The plot is of the first protocol alone.
+    """
     first_protocol = [row for row in rows if row.protocol == rows[0].protocol]
     with utils.atomic_write(f"{stem}.png") as partial:
         draw(first_protocol).savefig(partial, format="png")
@@ -365,52 +363,29 @@ def compare(rows: list[Row], stem: str) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     add = parser.add_argument
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the runs and of their comparison",
-    )
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and tables")
     add(
         "--vary",
         type=parse_choices,
         action="append",
         default=[],
         metavar="FLAG=A,B,...",
-        help="a flag of train.py and the values to compare; may be repeated",
+        help="values to compare of a flag of train.py; may be repeated",
     )
     add(
         "--over",
         type=parse_choices,
         default="seed=1",
         metavar="FLAG=A,B,...",
-        help="the replicates of each: seeds, or RegDB's trials (%(default)s)",
+        help="replicates: seeds, or RegDB's trials (%(default)s)",
     )
-    add(
-        "--test",
-        type=shlex.split,
-        default=[],
-        metavar="FLAGS",
-        help="flags for test.py alone, like '--mode both --gall-mode both'",
-    )
-    add(
-        "--jobs",
-        type=utils.non_negative_int,
-        default=1,
-        help="runs at a time, which share the cores; 0 only compares (%(default)s)",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="print a line of shell for each run that is left, and run nothing",
-    )
-    add(
-        "flags",
-        nargs="*",
-        metavar="-- FLAGS",
-        help="flags of train.py for all runs, less folders and --resume",
-    )
+    test_help = "flags for test.py alone, like '--mode both'"
+    add("--test", type=shlex.split, default=[], metavar="FLAGS", help=test_help)
+    jobs_help = "runs at a time; 0 only compares (%(default)s)"
+    add("--jobs", type=utils.non_negative_int, default=1, help=jobs_help)
+    add("--dry-run", action="store_true", help="print the commands that are left, run nothing")
+    flags_help = "flags of train.py for all runs, less folders and --resume"
+    add("flags", nargs="*", metavar="-- FLAGS", help=flags_help)
     return parser
 
 
@@ -426,7 +401,7 @@ def main() -> None:
     runs = plan_runs(args)
     unfinished = []
     if args.jobs > 0:
-        unfinished = [run for run in runs if not run.rows()]
+        unfinished = [run for run in runs if not run.read_rows()]
     if args.dry_run:
         print_commands(unfinished)
         return
@@ -435,13 +410,13 @@ def main() -> None:
 
     rows = []
     for run in runs:
-        rows += run.rows()
+        rows += run.read_rows()
     varied_flags = []
     for choices in args.vary:
         varied_flags += choices[0]
     if rows:
         compare(rows, str(args.out / ("-".join(varied_flags) or "all")))
-    failed = [str(run.folder / "output.txt") for run in unfinished if not run.rows()]
+    failed = [str(run.folder / "output.txt") for run in unfinished if not run.read_rows()]
     if failed:
         raise utils.InputError(
             f"{len(failed)} of {len(runs)} runs failed: see {', '.join(failed)}; "

@@ -1,15 +1,9 @@
 """Draw figures of data, of training and of what a network has learned.
 
-    python -m tools.visualize curves log/RUN ...                    loss and scores by epoch
-    python -m tools.visualize cmc log/test_....json ...             CMC, mean and deviation
-    python -m tools.visualize embedding FEATURES.npz ...            features of persons in 2D
-    python -m tools.visualize distances FEATURES.npz ...            distances of modalities
-    python -m tools.visualize ranked FEATURES.npz --data-path DIR   queries, nearest images
-    python -m tools.visualize attention CHECKPOINT --data-path DIR  where the stripes look
-    python -m tools.visualize samples --data-path DIR               test persons x cameras
+    python -m tools.visualize curves log/RUN "another run=log/RUN" --out curves.png
+    python -m tools.visualize embedding --help
 
-FEATURES.npz comes from test.py --save-features. Where several files may be given, each may have a
-label in front: "with HC=FILE".
+Where several files may be given, each may have a label in front: "with HC=FILE".
 """
 
 import argparse
@@ -31,7 +25,6 @@ from tools.results_files import (
     read_results,
 )
 
-PROG = "visualize.py"
 FEATURES_HELP = "file of test.py --save-features"
 OUT_FORMATS = ("png", "jpg", "pdf", "svg")
 
@@ -39,33 +32,25 @@ OUT_FORMATS = ("png", "jpg", "pdf", "svg")
 # ---- flags of several commands ------------------------------------------------------------------
 
 
-def add_files(parser: argparse.ArgumentParser, metavar: str, help_text: str) -> None:
-    parser.add_argument("files", nargs="+", metavar=f"[LABEL=]{metavar}", help=help_text)
+def add_features_flags(parser: argparse.ArgumentParser) -> None:
+    """Add which features of a file to draw, and the dataset that they are of."""
+    add = parser.add_argument
+    add("--features", default="fc", help="kind of features (%(default)s)")
+    add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
 
 
-def add_features_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--features", default="fc", help="kind of features (%(default)s)")
+def add_tree_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the dataset and where it is."""
+    add = parser.add_argument
+    add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
+    utils.add_data_path_flag(parser, DATASETS)
 
 
-def add_dataset_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)"
-    )
-
-
-def add_persons_flag(parser: argparse.ArgumentParser, default: int) -> None:
-    parser.add_argument(
-        "--persons", type=utils.positive_int, default=default, help="persons to show (%(default)s)"
-    )
-
-
-def add_seed_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seed",
-        type=utils.non_negative_int,
-        default=0,
-        help="seed of all that is random (%(default)s)",
-    )
+def add_persons_flags(parser: argparse.ArgumentParser, default: int) -> None:
+    """Add how many persons to show, and the seed that chooses them."""
+    add = parser.add_argument
+    add("--persons", type=utils.positive_int, default=default, help="persons to show (%(default)s)")
+    add("--seed", type=utils.non_negative_int, default=0, help="random seed (%(default)s)")
 
 
 def read_labelled_features(args: argparse.Namespace) -> dict[str, Features]:
@@ -80,7 +65,8 @@ def read_labelled_features(args: argparse.Namespace) -> dict[str, Features]:
 
 
 def add_curves_flags(parser: argparse.ArgumentParser) -> None:
-    add_files(parser, "RUN", "folder of a run, or its metrics.jsonl")
+    help_text = "folder of a run, or its metrics.jsonl"
+    parser.add_argument("files", nargs="+", metavar="[LABEL=]RUN", help=help_text)
 
 
 def draw_curves(args: argparse.Namespace) -> Figure:
@@ -89,8 +75,10 @@ def draw_curves(args: argparse.Namespace) -> Figure:
 
 
 def add_cmc_flags(parser: argparse.ArgumentParser) -> None:
-    add_files(parser, "RESULTS.json", "file of test.py or tools.score")
-    add_features_flag(parser)
+    add = parser.add_argument
+    help_text = "file of test.py or tools.score"
+    add("files", nargs="+", metavar="[LABEL=]RESULTS.json", help=help_text)
+    add("--features", default="fc", help="kind of features (%(default)s)")
 
 
 def draw_cmc(args: argparse.Namespace) -> Figure:
@@ -100,17 +88,12 @@ def draw_cmc(args: argparse.Namespace) -> Figure:
 
 
 def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
-    add_files(parser, "FEATURES.npz", FEATURES_HELP)
-    add_features_flag(parser)
-    add_dataset_flag(parser)
-    add_persons_flag(parser, default=7)
-    parser.add_argument(
-        "--method",
-        choices=list(figures.PROJECTIONS),
-        default="tsne",
-        help="projection (%(default)s)",
-    )
-    add_seed_flag(parser)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="[LABEL=]FEATURES.npz", help=FEATURES_HELP)
+    add_features_flags(parser)
+    add_persons_flags(parser, default=7)
+    methods = list(figures.PROJECTIONS)
+    add("--method", choices=methods, default="tsne", help="projection (%(default)s)")
 
 
 def draw_embedding(args: argparse.Namespace) -> Figure:
@@ -118,9 +101,8 @@ def draw_embedding(args: argparse.Namespace) -> Figure:
 
 
 def add_distances_flags(parser: argparse.ArgumentParser) -> None:
-    add_files(parser, "FEATURES.npz", FEATURES_HELP)
-    add_features_flag(parser)
-    add_dataset_flag(parser)
+    parser.add_argument("files", nargs="+", metavar="[LABEL=]FEATURES.npz", help=FEATURES_HELP)
+    add_features_flags(parser)
 
 
 def draw_distances(args: argparse.Namespace) -> Figure:
@@ -128,18 +110,13 @@ def draw_distances(args: argparse.Namespace) -> Figure:
 
 
 def add_ranked_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FEATURES.npz", help=FEATURES_HELP)
-    add_features_flag(parser)
-    add_dataset_flag(parser)
+    add = parser.add_argument
+    add("file", metavar="FEATURES.npz", help=FEATURES_HELP)
+    add_features_flags(parser)
     utils.add_data_path_flag(parser, DATASETS)
     utils.add_protocol_flags(parser, DATASETS)
-    parser.add_argument(
-        "--rows",
-        type=utils.positive_int,
-        default=2,
-        help="how many of the best, of random and of the worst queries (%(default)s)",
-    )
-    add_seed_flag(parser)
+    add("--rows", type=utils.positive_int, default=2, help="queries of each kind (%(default)s)")
+    add("--seed", type=utils.non_negative_int, default=0, help="random seed (%(default)s)")
 
 
 def draw_ranked(args: argparse.Namespace) -> Figure:
@@ -149,12 +126,11 @@ def draw_ranked(args: argparse.Namespace) -> Figure:
 
 
 def add_attention_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file that train.py saved")
-    add_dataset_flag(parser)
-    utils.add_data_path_flag(parser, DATASETS)
-    parser.add_argument("--trial", type=utils.positive_int, help="RegDB's trial (the checkpoint's)")
-    add_persons_flag(parser, default=4)
-    add_seed_flag(parser)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="file that train.py saved")
+    add_tree_flags(parser)
+    add("--trial", type=utils.positive_int, help="RegDB's trial (the checkpoint's)")
+    add_persons_flags(parser, default=4)
 
 
 def draw_attention(args: argparse.Namespace) -> Figure:
@@ -165,16 +141,11 @@ def draw_attention(args: argparse.Namespace) -> Figure:
 
 
 def add_samples_flags(parser: argparse.ArgumentParser) -> None:
-    add_dataset_flag(parser)
-    utils.add_data_path_flag(parser, DATASETS)
-    add_persons_flag(parser, default=8)
-    parser.add_argument(
-        "--per-camera",
-        type=utils.positive_int,
-        default=1,
-        help="images of a person in a camera (%(default)s)",
-    )
-    add_seed_flag(parser)
+    add = parser.add_argument
+    add_tree_flags(parser)
+    add_persons_flags(parser, default=8)
+    help_text = "images of a person in a camera (%(default)s)"
+    add("--per-camera", type=utils.positive_int, default=1, help=help_text)
 
 
 def draw_samples(args: argparse.Namespace) -> Figure:
@@ -191,37 +162,37 @@ class Command:
 
 COMMANDS = {
     "curves": Command(
-        "Draw the terms of the loss, accuracy, learning rate, rank-1 and mAP over the epochs.",
+        "terms of the loss, accuracy, learning rate, rank-1 and mAP over the epochs",
         add_curves_flags,
         draw_curves,
     ),
     "cmc": Command(
-        "Draw CMC curves of each protocol: means over the trials, and their deviation as a band.",
+        "CMC curves of each protocol: means over the trials, and their deviation as a band",
         add_cmc_flags,
         draw_cmc,
     ),
     "embedding": Command(
-        "Draw features of some persons in the plane; a line joins the two centers of a person.",
+        "features of some persons in the plane; a line joins the two centers of a person",
         add_embedding_flags,
         draw_embedding,
     ),
     "distances": Command(
-        "Draw histograms of the cosine distances between visible and infrared images.",
+        "histograms of the cosine distances between visible and infrared images",
         add_distances_flags,
         draw_distances,
     ),
     "ranked": Command(
-        "Draw the best queries, some at random and the worst, with their nearest gallery images.",
+        "the best queries, some at random and the worst, with their nearest gallery images",
         add_ranked_flags,
         draw_ranked,
     ),
     "attention": Command(
-        "Draw where the stripes look: how much each location adds to its stripe's feature.",
+        "where the stripes look: how much each location contributes to its stripe's feature",
         add_attention_flags,
         draw_attention,
     ),
     "samples": Command(
-        "Draw images of some test persons in each camera; grey where there is none.",
+        "images of some test persons in each camera; grey where there is none",
         add_samples_flags,
         draw_samples,
     ),
@@ -233,11 +204,13 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=PROG)
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog=parser.prog
+    )
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(
             name,
-            usage=f"{PROG} {name} [flags]; --help lists them",
+            usage=f"{parser.prog} {name} [flags]; --help lists them",
             description=command.description,
             help=command.description,
         )
