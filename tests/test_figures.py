@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -164,6 +165,16 @@ def test_few_or_many_persons_and_long_labels_can_be_drawn():
         words = words_of(figures.embedding({"$a_{" * 80: many, "one": one}, method=method))
         assert "centers of all 500 persons, distance: same person" in words
         assert "centers of a single person" in words
+
+
+def test_centers_of_many_persons_need_little_memory():
+    """An array of all pairs of centers would take 128 MB."""
+    features = features_around_centers(1000, 1, cameras=(1, 6))
+    tracemalloc.start()
+    figures.describe_centers(features)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6
 
 
 @pytest.mark.parametrize("draw", [figures.embedding, figures.distances])

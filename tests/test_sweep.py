@@ -276,3 +276,18 @@ def test_ctrl_c_ends_the_sweep(tmp_path, monkeypatch, capsys, request):
     assert (first.folder / "output.txt").exists()
     assert not second.folder.exists()
     assert not third.folder.exists()
+
+
+@pytest.mark.parametrize("status", [130, -signal.SIGINT])
+def test_no_run_begins_after_one_that_ctrl_c_ended(tmp_path, monkeypatch, status):
+    """Even if the run's end comes first, and the sweep's own interrupt later."""
+    commands = []
+
+    def run(command: list[str], **options) -> CompletedProcess:
+        commands.append(command)
+        return CompletedProcess(command, status)
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.carry_out_all(plan(tmp_path, "lr=0.01,0.02,0.03", "seed=1", []), jobs=1)
+    assert len(commands) == 1

@@ -68,7 +68,7 @@ LARGE_SIZE = RankingSize(queries=20_000, gallery=50_000, persons=1_000)
 
 
 def labels_of(size: RankingSize) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(Q,) and (G,) random person ids, then camera numbers, in the order that `eval_sysu` takes."""
+    """Return (Q,) and (G,) random person ids, then camera numbers, as `eval_sysu` takes them."""
     rng = np.random.default_rng(0)
     q_pids = rng.integers(0, size.persons, size.queries)
     g_pids = np.sort(np.arange(size.gallery) % size.persons)
@@ -84,7 +84,7 @@ def loop_over_queries(
     q_camids: np.ndarray,
     g_camids: np.ndarray,
 ) -> tuple[float, float]:
-    """Rank-1 and mAP as the field's codes compute them: query by query, with Python lists."""
+    """Return rank-1 and mAP as the field's codes compute them: query by query, with lists."""
     order = np.argsort(distmat, axis=1)
     ranked_pids = g_pids[order]
     matches = (ranked_pids == q_pids[:, None]).astype(np.int32)
@@ -107,12 +107,12 @@ def loop_over_queries(
 
 
 def fastest(function: Callable[[], object], calls: int) -> float:
-    """The seconds of the fastest of some calls."""
+    """Return the seconds of the fastest of some calls."""
     return min(timeit.repeat(function, number=1, repeat=calls))
 
 
 def peak_memory(function: Callable[[], object]) -> float:
-    """The most memory that a call holds at once, in MiB."""
+    """Return the most memory that a call holds at once, in MiB."""
     tracemalloc.start()
     function()
     _, peak = tracemalloc.get_traced_memory()
@@ -235,7 +235,7 @@ class WatchedBatches:
 
 
 def random_images(batches_used: int, options: argparse.Namespace) -> TrainingSet:
-    """Images of noise, for an epoch of `BATCHES_AHEAD` more batches than are used."""
+    """Make images of noise, for an epoch of `BATCHES_AHEAD` more batches than are used."""
     rng = np.random.default_rng(0)
     n_images = (batches_used + BATCHES_AHEAD) * options.batch_size
     labels = np.arange(n_images) % min(N_CLASS, n_images // options.per_img)
@@ -246,7 +246,7 @@ def random_images(batches_used: int, options: argparse.Namespace) -> TrainingSet
 
 
 def with_flags(options: argparse.Namespace, **changes) -> argparse.Namespace:
-    """A copy of the flags of train.py, of which some are changed."""
+    """Copy the flags of train.py, of which some are changed."""
     return argparse.Namespace(**(vars(options) | changes))
 
 
@@ -286,7 +286,7 @@ class ImageByImage(Dataset):
 
 
 def stock_loader(train_set: TrainingSet, options: argparse.Namespace) -> DataLoader:
-    """A DataLoader whose batches are (visible, thermal, visible_labels, thermal_labels)."""
+    """Make a DataLoader of batches (visible, thermal, visible_labels, thermal_labels)."""
     sampler = IdentitySampler(
         train_set.visible_labels, train_set.thermal_labels, options.batch_size, options.per_img
     )
@@ -328,7 +328,7 @@ def data_row(name: str, speed: float, stock_speed: float) -> str:
 def speed_of_batches(
     batches: Iterable, steps: int, device: torch.device, options: argparse.Namespace
 ) -> float:
-    """Images per second of both modalities, when nothing but their batches is made."""
+    """Return images per second of both modalities, when only their batches are made."""
     stopwatch = Stopwatch(BATCHES_AHEAD, steps, device)
     for _ in stopwatch.watch(batches):
         pass
@@ -363,7 +363,7 @@ def time_stock(options: argparse.Namespace, device: torch.device, stopwatch: Sto
 
 
 def stock_loss(logits: list[Tensor], feats: list[Tensor], labels: Tensor, per_img: int) -> Tensor:
-    """The sum over the stripes of cross-entropy and 0.6 times the Hetero-Center loss.
+    """Return the sum over the stripes of cross-entropy and 0.6 times the Hetero-Center loss.
 
     Args:
         logits, feats: of each stripe (2 N, n_class) and (2 N, dim), the N visible rows first.
@@ -442,7 +442,7 @@ def measure_in_processes(
     args: argparse.Namespace,
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """The results of `measure`. Memory and compiled code of other measurements do not count."""
+    """Return the results of `measure`. Memory and compiled code of others do not count."""
     with tempfile.TemporaryDirectory() as folder:
         result_file = os.path.join(folder, "results.json")
         torch.multiprocessing.spawn(
@@ -507,7 +507,7 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
 def speed_of_ours(
     world_size: int, batch_size: int, args: argparse.Namespace, options: argparse.Namespace
 ) -> float:
-    """Images per second of our training with this batch size."""
+    """Return images per second of our training with this batch size."""
     options = with_flags(options, batch_size=batch_size)
     return measure_in_processes(world_size, time_ours, args, options)["images/s"]
 

@@ -67,7 +67,7 @@ def wrap(text: str, width: int = 90) -> str:
 def new_figure(
     rows: int, columns: int, size: tuple[float, float], title: str, sharex: bool = False
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its (rows, columns) axes, each of this width and height in inches.
+    """Return a figure and its (rows, columns) axes, each of this width and height in inches.
 
     Raises:
         InputError: it would be too large.
@@ -93,12 +93,12 @@ def add_legend(figure: Figure, axes: np.ndarray) -> None:
 
 
 def persons_in_both(images: Split) -> np.ndarray:
-    """Ids of the persons who were seen in both modalities, ascending."""
+    """Return ids of the persons who were seen in both modalities, ascending."""
     return np.intersect1d(images.pids[images.thermal], images.pids[~images.thermal])
 
 
 def choose_persons(pids: np.ndarray, n_persons: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to ``n_persons`` of these person ids, each once, ascending. InputError: there are none."""
+    """Return up to ``n_persons`` of these person ids, ascending. InputError: there are none."""
     pids = np.unique(pids)
     if not len(pids):
         raise InputError("no person has the images to draw: both modalities are needed")
@@ -147,7 +147,7 @@ METRIC_PANELS = (  # besides those of the loss terms
 
 @STYLE
 def curves(runs: dict[str, list[dict[str, float]]], data_name: str = "") -> Figure:
-    """Terms of the loss, accuracy, learning rate, rank-1 and mAP of some runs over the epochs.
+    """Draw loss terms, accuracy, learning rate, rank-1 and mAP of some runs over the epochs.
 
     Only what the runs recorded is drawn.
 
@@ -183,7 +183,7 @@ def curves(runs: dict[str, list[dict[str, float]]], data_name: str = "") -> Figu
 
 
 def recorded_panels(runs: dict[str, list[dict[str, float]]]) -> list[MetricPanel]:
-    """A panel for each loss term that some run recorded, then those of `METRIC_PANELS`."""
+    """Return a panel for each recorded loss term, then those of `METRIC_PANELS`."""
     recorded = {}  # its keys are names, in the order in which they were recorded
     for epochs in runs.values():
         for epoch in epochs:
@@ -194,7 +194,7 @@ def recorded_panels(runs: dict[str, list[dict[str, float]]]) -> list[MetricPanel
 
 
 def is_loss_term(name: str) -> bool:
-    """Whether this value of metrics.jsonl is a term of the loss: it is none of the others."""
+    """Return whether this value of metrics.jsonl is a term of the loss: none of the others."""
     others = ["epoch", "loss", *(panel.name for panel in METRIC_PANELS)]
     is_of_features = name.partition("_")[0] in FEATURE_KINDS
     return name not in others and not is_of_features
@@ -205,7 +205,7 @@ def is_loss_term(name: str) -> bool:
 
 @STYLE
 def cmc(results: dict[str, SavedResults], feature: str = "fc") -> Figure:
-    """CMC curves of each protocol: means over the trials, and their deviation as a band.
+    """Draw CMC curves of each protocol: means over the trials, and their deviation as a band.
 
     Args:
         results: by label, results that pass `results_files.check_comparable`.
@@ -257,7 +257,7 @@ def draw_cmc(axis: Axes, label: str, scores: ProtocolScores) -> None:
 def embedding(
     panels: dict[str, Features], persons: int = 7, method: str = "tsne", seed: int = 0
 ) -> Figure:
-    """Features of some persons in the plane, coloured by person and marked by modality.
+    """Draw features of some persons in the plane, coloured by person, marked by modality.
 
     A line joins the two centers of a person. All panels show the same persons. Each panel has a
     projection of its own, whose scale and axes mean nothing.
@@ -293,13 +293,13 @@ def embedding(
 
 
 def common_persons(panels: dict[str, Features]) -> np.ndarray:
-    """Ids of the persons who have images of both modalities in all panels."""
+    """Return ids of the persons who have images of both modalities in all panels."""
     persons_of_panels = [set(persons_in_both(panel.images)) for panel in panels.values()]
     return np.array(sorted(set.intersection(*persons_of_panels)))
 
 
 def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
-    """(n, dim) features -> (n, 2) points, by PCA or t-SNE.
+    """Project (n, dim) features to (n, 2) points, by PCA or t-SNE.
 
     PCA stands in for t-SNE where there are few points.
 
@@ -364,7 +364,7 @@ def draw_person(
 
 
 def describe_centers(features: Features) -> str:
-    """How far visible centers are from infrared ones, in words."""
+    """Return how far visible centers are from infrared ones, in words."""
     n_persons = len(persons_in_both(features.images))
     means = center_distances(features.values, features.images)
     if not means:
@@ -390,7 +390,7 @@ def add_embedding_legend(figure: Figure, columns: int) -> None:
 
 @STYLE
 def distances(panels: dict[str, Features]) -> Figure:
-    """Histograms of cosine distances between visible and infrared images.
+    """Draw histograms of cosine distances between visible and infrared images.
 
     One histogram is of pairs of the same person, one of pairs of two persons. Their separation is
     d': the gap between the two means, in units of the mean deviation.
@@ -423,7 +423,7 @@ def distances(panels: dict[str, Features]) -> Figure:
 
 
 def pair_distances(features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """1 - cosine of all pairs of an infrared and a visible image.
+    """Return 1 - cosine of all pairs of an infrared and a visible image.
 
     Returns:
         (n,) distances of pairs of the same person, (m,) distances of pairs of two persons.
@@ -441,7 +441,7 @@ def pair_distances(features: Features) -> tuple[np.ndarray, np.ndarray]:
 
 
 def separation(same: np.ndarray, other: np.ndarray) -> float:
-    """d', the gap between the means of two samples in units of their mean deviation."""
+    """Return d', the gap between the means of two samples in units of their mean deviation."""
     deviation = np.sqrt((same.var() + other.var()) / 2)
     return (other.mean() - same.mean()) / max(deviation, 1e-9)
 
@@ -465,7 +465,7 @@ def draw_histogram(
 
 @STYLE
 def ranked(features: Features, trial: EvalTrial, root: str, rows: int = 2, seed: int = 0) -> Figure:
-    """Queries and their ten nearest gallery images: the best queries, some at random, the worst.
+    """Draw queries and their ten nearest gallery images: the best, some at random, the worst.
 
     The best and the worst have the highest and the lowest average precision, one query per person.
 
@@ -502,7 +502,7 @@ class Ranking:
 
 
 def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
-    """The ranking of one trial. InputError: no query has a match in the gallery."""
+    """Rank one trial. InputError: no query has a match in the gallery."""
     query = features.images.take(trial.query)
     gallery = features.images.take(trial.gallery)
     junk_mask = features.dataset.junk_mask(query.pids, query.camids, gallery.pids, gallery.camids)
@@ -519,7 +519,7 @@ def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
 
 
 def choose_queries(ranking: Ranking, rows: int, seed: int) -> list[tuple[str, int]]:
-    """("best", "random" or "worst", index of a query), up to ``rows`` of each kind."""
+    """Return ("best", "random" or "worst", index of a query), up to ``rows`` of each kind."""
     best_first = np.argsort(-ranking.scores.average_precision, kind="stable")
     best = first_of_each_person(best_first, ranking.query.pids)
     worst = first_of_each_person(best_first[::-1], ranking.query.pids)
@@ -531,7 +531,7 @@ def choose_queries(ranking: Ranking, rows: int, seed: int) -> list[tuple[str, in
 
 
 def first_of_each_person(queries: np.ndarray, pids: np.ndarray) -> np.ndarray:
-    """Those of some queries that are the first of their person, in the same order."""
+    """Return those of some queries that are the first of their person, in the same order."""
     _, first = np.unique(pids[queries], return_index=True)
     return queries[np.sort(first)]
 
@@ -582,7 +582,7 @@ def attention(
     persons: int = 4,
     seed: int = 0,
 ) -> Figure:
-    """Where the stripes look: test images of both modalities, plain and with a heat map.
+    """Draw where the stripes look: test images of both modalities, and heat maps over them.
 
     The map shows how much each location contributes to its stripe's feature, 0 least, 1 most.
 
@@ -636,7 +636,7 @@ def draw_contributions(axis: Axes, pixels: np.ndarray, net: EmbedNet, modality: 
 def stripe_contributions(
     net: EmbedNet, modality: str, pixels: np.ndarray
 ) -> tuple[np.ndarray, list[float]]:
-    """How much each location contributes to its stripe's feature, 0 least, 1 most.
+    """Return how much each location contributes to its stripe's feature, 0 least, 1 most.
 
     A stripe's feature is the mean over its locations. A location contributes its projection on that
     mean.
@@ -685,7 +685,7 @@ def add_colour_bar(figure: Figure, axes: np.ndarray) -> None:
 def samples(
     dataset: Dataset, root: str, persons: int = 8, per_camera: int = 1, seed: int = 0
 ) -> Figure:
-    """Test persons x cameras, ``per_camera`` images of each; grey where there is no such image."""
+    """Draw test persons x cameras, ``per_camera`` images of each; grey where there is none."""
     images = dataset.test(root, dataset.trials[0])
     rng = np.random.default_rng(seed)
     chosen = choose_persons(images.pids, persons, rng)

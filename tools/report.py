@@ -63,7 +63,7 @@ Metrics = list[dict[str, float]]  # the values of each epoch, see `read_metrics`
 
 
 def read_inputs(paths: dict[str, str]) -> tuple[dict[str, SavedResults], dict[str, Metrics]]:
-    """The results, and the metrics of runs, both by label.
+    """Read the results, and the metrics of runs, both by label.
 
     The metrics are those of the runs among the paths, and of the runs beside files of results.
     """
@@ -87,7 +87,7 @@ def read_inputs(paths: dict[str, str]) -> tuple[dict[str, SavedResults], dict[st
 
 
 def read_saved_features(results: dict[str, SavedResults], feature: str) -> dict[str, Features]:
-    """The features behind the results, by label, where their file is still there."""
+    """Read the features behind the results, by label, where their file is still there."""
     features = {}
     for label, result in results.items():
         if os.path.isfile(result.features_file):
@@ -118,7 +118,7 @@ class Table:
 
 
 def build_tables(results: dict[str, SavedResults], feature: str) -> list[Table]:
-    """A table for each protocol: the rows are chance, then each label."""
+    """Build a table for each protocol: the rows are chance, then each label."""
     first = next(iter(results.values()))
     tables = []
     for protocol, counts in first.counts.items():
@@ -130,7 +130,7 @@ def build_tables(results: dict[str, SavedResults], feature: str) -> list[Table]:
 
 
 def format_scores(scores: ProtocolScores) -> list[str]:
-    """Each of `MEASURES` in percent, of several trials with the deviation."""
+    """Format each of `MEASURES` in percent, of several trials with the deviation."""
     cells = []
     for name in MEASURES:
         deviation = None
@@ -141,7 +141,7 @@ def format_scores(scores: ProtocolScores) -> list[str]:
 
 
 def build_notes(results: dict[str, SavedResults], feature: str) -> list[str]:
-    """What the numbers of the tables are, and what each label stands for."""
+    """Build notes on what the numbers of the tables are, and what each label stands for."""
     first = next(iter(results.values()))
     notes = [f"{feature} features ({first.data_name}): %, mean ± deviation over the trials"]
     for label, result in results.items():
@@ -153,7 +153,7 @@ def build_notes(results: dict[str, SavedResults], feature: str) -> list[str]:
 
 
 def tables_as_text(tables: list[Table], notes: list[str]) -> str:
-    """The tables and notes for the screen."""
+    """Format the tables and notes for the screen."""
     lines = []
     for table in tables:
         width = max(len(label) for label in table.rows) + 2
@@ -172,7 +172,7 @@ def text_line(label: str, cells: list[str], width: int) -> str:
 
 
 def tables_as_html(tables: list[Table], notes: list[str]) -> str:
-    """The tables and notes for the page."""
+    """Format the tables and notes for the page."""
     lines = [f"<p>{html.escape(note)}</p>" for note in notes]
     for table in tables:
         lines.append(f"<p>{html.escape(table.caption)}</p>")
@@ -205,7 +205,7 @@ class Section:
 def draw_sections(
     results: dict[str, SavedResults], metrics: dict[str, Metrics], feature: str
 ) -> Iterator[Section]:
-    """All figures that can be drawn, one at a time: they take memory."""
+    """Yield all figures that can be drawn, one at a time: they take memory."""
     if results:
         text = "The share of queries with a match among the first ranks."
         yield Section("CMC", text, figures.cmc(results, feature))
@@ -235,7 +235,7 @@ def draw_sections(
 def draw_photographs(
     label: str, result: SavedResults, features: Features | None
 ) -> Iterator[Section]:
-    """The figures of one result that show images of its data."""
+    """Yield the figures of one result that show images of its data."""
     if features:
         text = (
             "Queries, each with its ten nearest gallery images: green ✓ the same person, "

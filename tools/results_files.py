@@ -24,7 +24,7 @@ MAX_RANK = max(RANKS)  # length of the CMC curves in files of results
 
 
 def label_files(entries: list[str]) -> dict[str, str]:
-    """{label: path} of words like ``LABEL=FILE`` or ``FILE``, whose label is the file's name.
+    """Return {label: path} of words like ``LABEL=FILE``, or ``FILE``: its name is the label.
 
     Raises:
         InputError: two files have the same label.
@@ -44,14 +44,14 @@ def label_files(entries: list[str]) -> dict[str, str]:
 
 
 def name_of_data(dataset: Dataset, is_synthetic: bool) -> str:
-    """A dataset's name for titles, which does not call synthetic people those of the dataset."""
+    """Return a dataset's name for titles, which tells that people are synthetic."""
     if is_synthetic:
         return f"synthetic, {dataset.title} layout"
     return dataset.title
 
 
 def name_of_tree(dataset: Dataset, root: str) -> str:
-    """The name, for titles, of the data in the folder ``root``."""
+    """Return the name, for titles, of the data in the folder ``root``."""
     marker = os.path.join(root, "synthetic.json")  # tools.make_synthetic writes it
     return name_of_data(dataset, os.path.exists(marker))
 
@@ -60,7 +60,7 @@ def name_of_tree(dataset: Dataset, root: str) -> str:
 
 
 def read_metrics(path: str) -> list[dict[str, float]]:
-    """The values that a run recorded, one dict for each epoch.
+    """Read the values that a run recorded, one dict for each epoch.
 
     A value that was not finite, null in the file, is left out.
 
@@ -83,7 +83,7 @@ def read_metrics(path: str) -> list[dict[str, float]]:
 
 
 def parse_epoch(line: str, path: str) -> dict[str, float]:
-    """One line of metrics.jsonl, without its nulls. InputError: it is not such a line."""
+    """Parse a line of metrics.jsonl; leave out its nulls. InputError: it is not such a line."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -128,7 +128,7 @@ class SavedResults:
 
 
 def read_results(path: str) -> SavedResults:
-    """The results in a JSON file of test.py or tools.score.
+    """Read the results in a JSON file of test.py or tools.score.
 
     Raises:
         InputError: it is not such a file.
@@ -160,7 +160,7 @@ def read_results(path: str) -> SavedResults:
 
 
 def features_file_of(network: dict, flags: dict) -> str:
-    """The path of a network's features: tools.score read them, or test.py wrote them. "": none."""
+    """Return the path of the features that tools.score read or test.py wrote; "": none."""
     if network.get("features"):
         return str(network["features"])
     path = str(flags.get("save_features") or "")
@@ -170,12 +170,12 @@ def features_file_of(network: dict, flags: dict) -> str:
 
 
 def not_results(path: str, reason: str) -> InputError:
-    """The error to raise for a file that is something else, or damaged."""
+    """Return the error to raise for a file that is something else, or damaged."""
     return InputError(f"{path} is not a JSON file that test.py or tools.score wrote ({reason})")
 
 
 def read_json(path: str) -> object:
-    """What a JSON file holds. InputError: it is not JSON."""
+    """Read a JSON file. InputError: it is not JSON."""
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
@@ -186,7 +186,7 @@ def read_json(path: str) -> object:
 def get_entry(
     parent: object, name: str, kind: type, path: str, default: object | None = None
 ) -> Any:
-    """``parent[name]``, a ``kind``. InputError: ``parent`` is no JSON object with such an entry."""
+    """Return ``parent[name]``, a ``kind``. InputError: there is no such entry."""
     value = parent.get(name, default) if isinstance(parent, dict) else None
     if not isinstance(value, kind):
         raise not_results(path, f"{name!r} is missing or malformed")
@@ -194,7 +194,7 @@ def get_entry(
 
 
 def parse_counts(content: dict, path: str) -> dict[str, TrialCounts]:
-    """The size of a trial, by protocol."""
+    """Parse the size of a trial, by protocol."""
     counts = {}
     for protocol, entry in get_entry(content, "counts", dict, path).items():
         counts[protocol] = TrialCounts(
@@ -210,7 +210,7 @@ def parse_counts(content: dict, path: str) -> dict[str, TrialCounts]:
 def parse_rows(
     content: dict, protocols: set[str], path: str
 ) -> dict[str, dict[str, ProtocolScores]]:
-    """The scores, by kind of features and protocol. InputError: some of them are missing."""
+    """Parse the scores, by kind of features and protocol. InputError: some are missing."""
     rows: dict[str, dict[str, ProtocolScores]] = {}
     for entry in get_entry(content, "results", list, path):
         feature = get_entry(entry, "feature", str, path)
@@ -223,7 +223,7 @@ def parse_rows(
 
 
 def parse_scores(entry: dict, path: str) -> ProtocolScores:
-    """The scores of one entry of "results", of at least one trial."""
+    """Parse the scores of one entry of "results", of at least one trial."""
     mean = get_entry(entry, "mean", dict, path)
     std = get_entry(entry, "std", dict, path)
     cmc = []
@@ -263,7 +263,7 @@ def check_comparable(results: dict[str, SavedResults], feature: str) -> None:
 
 
 def format_percent(mean: float, deviation: float | None) -> str:
-    """Like "52.00 ± 2.00"; without a deviation "52.00"."""
+    """Return text like "52.00 ± 2.00"; without a deviation "52.00"."""
     text = f"{mean:.2f}"
     if deviation is not None:
         text += f" ± {deviation:.2f}"
@@ -289,14 +289,14 @@ class Features:
 
     @property
     def caption(self) -> str:
-        """Which checkpoint computed them."""
+        """Return which checkpoint computed them."""
         path = self.network.get("checkpoint")
         if not path:
             return "no checkpoint named"
         return f"checkpoint: {os.path.basename(str(path))}"
 
     def first_trial(self, choice: dict[str, str | None]) -> EvalTrial:
-        """The first evaluation trial of the chosen protocol, or the trial that was trained on.
+        """Return the trial that was trained on, or the first one, under the chosen protocol.
 
         ``choice`` holds values of protocol flags, see `Dataset.eval_trials`.
         """
@@ -305,6 +305,6 @@ class Features:
 
 
 def read_features(path: str, dataset: Dataset, kind: str) -> Features:
-    """One kind of features of a file as tools.score describes it. InputError: it is none."""
+    """Read one kind of features from a file that tools.score describes. InputError: it is none."""
     images, arrays, network = load_features(path, dataset, kind)
     return Features(images, arrays[kind], kind, network, dataset)

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
     add("--features", metavar="NAME", help="score these features alone")
     add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
-    add("--seed", type=utils.non_negative_int, default=1, help="seed of random rankings (1)")
+    add("--seed", type=utils.seed, default=1, help="seed of random rankings (1)")
     utils.add_protocol_flags(parser, DATASETS)
     galleries = ["seeded", "official"]
     gallery_help = "which galleries of SYSU-MM01 (%(default)s)"
@@ -96,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def load_features(
     path: str, dataset: Dataset, only: str | None = None
 ) -> tuple[Split, dict[str, np.ndarray], dict]:
-    """The images of a file, their features by name, and what the file says of the network.
+    """Read the images of a file, their features, and what the file says of the network.
 
     Args:
         path: an .npz file as the top of this module describes it.
@@ -131,7 +131,7 @@ def malformed(path: str, reason: str) -> utils.InputError:
 
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file. InputError: it is missing, or cannot be read."""
+    """Read all arrays of an .npz file. InputError: it is missing, or cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # numpy does not compare all checksums
@@ -145,7 +145,7 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def parse_network(path: str, text: np.ndarray | None, dataset: Dataset) -> dict:
-    """The JSON object that an .npz file holds as text; {} without one."""
+    """Parse the JSON object that an .npz file holds as text; {} without one."""
     if text is None:
         return {}
     try:
@@ -162,7 +162,7 @@ def parse_network(path: str, text: np.ndarray | None, dataset: Dataset) -> dict:
 
 
 def build_split(path: str, columns: dict[str, np.ndarray | None], dataset: Dataset) -> Split:
-    """The images that the columns of a file list. InputError: a column is missing or wrong."""
+    """List the images of a file by its columns. InputError: one is missing or wrong."""
     n_images = np.size(columns["paths"])
     cameras_tell_modality = columns["thermal"] is None and len(dataset.thermal_cameras) > 0
     if cameras_tell_modality:
@@ -202,7 +202,7 @@ def check_features(path: str, name: str, values: np.ndarray, n_images: int) -> N
 
 
 def official_draw(path: str) -> DrawGallery:
-    """The way in which SYSU-MM01's official evaluation draws a gallery, for `Dataset.eval_trials`.
+    """Return how SYSU-MM01's official evaluation draws a gallery, for `Dataset.eval_trials`.
 
     Args:
         path: rand_perm_cam.mat of the dataset's authors. Its cell [camera - 1, 0][person - 1, 0] is
@@ -215,7 +215,7 @@ def official_draw(path: str) -> DrawGallery:
     cameras = read_rand_perm(path)
 
     def draw(groups: dict[tuple[int, int], list[int]], per_camera: int, trial: int) -> np.ndarray:
-        """The first ``per_camera`` images of each (person, camera), by camera, then by person."""
+        """Return the first images of each (person, camera), by camera, then by person."""
         indices = []
         for pid, cam in sorted(groups, key=lambda pair: (pair[1], pair[0])):
             group = groups[pid, cam]
@@ -232,7 +232,7 @@ def official_draw(path: str) -> DrawGallery:
 
 
 def read_rand_perm(path: str) -> list[dict[int, np.ndarray]]:
-    """The permutations {person: array} of each camera. InputError: it is not such a file."""
+    """Read the permutations {person: array} of each camera. InputError: it is no such file."""
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # SciPy raises many types on corrupt files
@@ -251,7 +251,7 @@ def read_rand_perm(path: str) -> list[dict[int, np.ndarray]]:
 
 
 def are_permutations(rows: np.ndarray | None, n: int) -> bool:
-    """Whether each row is a permutation of 1..n, one for each of the official trials."""
+    """Return whether each row is a permutation of 1..n, one for each of the official trials."""
     if rows is None or rows.shape != (OFFICIAL_TRIALS, n) or rows.dtype.kind not in "iuf":
         return False
     return bool((np.sort(rows, axis=1) == np.arange(1, n + 1)).all())
@@ -298,7 +298,7 @@ def rerank(
     k2: int = 6,
     weight: float = 0.3,
 ) -> np.ndarray:
-    """(Q, G) float32 distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017).
+    """Return (Q, G) float32 distances after k-reciprocal re-ranking (Zhong et al., CVPR 2017).
 
     Two images are alike when each other's near neighbours are. A query is compared with all other
     queries too. The call holds some (Q + G) x (Q + G) arrays.
@@ -329,7 +329,7 @@ def rerank(
 
 
 def expanded_neighbours(nearest: np.ndarray, k1: int) -> np.ndarray:
-    """(n, n) bool: the k-reciprocal neighbours of each image, expanded as in the paper.
+    """Return (n, n) bool: each image's k-reciprocal neighbours, expanded as in the paper.
 
     A neighbour j of image i brings its own, smaller neighbourhood if more than two thirds of that
     are neighbours of i.
@@ -346,14 +346,14 @@ def expanded_neighbours(nearest: np.ndarray, k1: int) -> np.ndarray:
 
 
 def reciprocal_neighbours(nearest: np.ndarray, k: int) -> np.ndarray:
-    """(n, n) bool: pairs that are each among the other's k nearest images, or the image itself."""
+    """Return (n, n) bool: pairs that are each among the other's k nearest, or the same image."""
     is_near = np.zeros(nearest.shape, bool)
     np.put_along_axis(is_near, nearest[:, : k + 1], True, axis=1)
     return is_near & is_near.T
 
 
 def jaccard_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """(Q, G) float32: 1 - intersection / union of fuzzy sets, given as rows that sum to 1."""
+    """Return (Q, G) float32: 1 - intersection / union of fuzzy sets, rows that sum to 1."""
     result = np.empty((len(query), len(gallery)), np.float32)
     for i, row in enumerate(query):
         members = np.flatnonzero(row)  # few: all else adds nothing to the intersection
@@ -366,7 +366,7 @@ def jaccard_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 def score_files(files: list[str], args: argparse.Namespace) -> tuple[Results, list[dict]]:
-    """The results of one method, and what each of its files says of its network.
+    """Score one method; return its results, and what each of its files says of its network.
 
     Raises:
         InputError: a file cannot be read or scored, or two files are of one trial.
@@ -401,7 +401,7 @@ def score_files(files: list[str], args: argparse.Namespace) -> tuple[Results, li
 
 
 def option_names(args: argparse.Namespace) -> list[str]:
-    """Words for the flags that change how features are scored and are not at their default."""
+    """Return words for the flags that change scores and are not at their default."""
     names = []
     if args.gallery == "official":
         names.append("official")
@@ -413,7 +413,7 @@ def option_names(args: argparse.Namespace) -> list[str]:
 
 
 def output_stem(files: list[str], args: argparse.Namespace) -> str:
-    """The path of one method's log and results, without .log and .json."""
+    """Return the path of one method's log and results, without .log and .json."""
     dataset = DATASETS[args.dataset]
     words = []
     if dataset.one_model_per_trial:
@@ -427,7 +427,7 @@ def output_stem(files: list[str], args: argparse.Namespace) -> str:
 
 
 def sources_of_results(files: list[str], args: argparse.Namespace) -> list[str]:
-    """What the results of one method come from: absolute paths of files."""
+    """Return what the results of one method come from: absolute paths of files."""
     sources = [os.path.abspath(file) for file in files]
     if args.rand_perm:
         sources.append(os.path.abspath(args.rand_perm))

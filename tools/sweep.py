@@ -23,8 +23,10 @@ import itertools
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Flags of train.py that test.py needs, too.
 SHARED_FLAGS = ("dataset", "data_path", "trial", "workers", "gpu", "test_batch")
 COMPARED_MEASURES = ("rank1", "mAP")
+INTERRUPTED = (130, -signal.SIGINT)  # exit statuses of a script that Ctrl-C ended
 
 
 # ---- the runs -----------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ class Run:
 
 
 def parse_choices(text: str) -> list[dict[str, str]]:
-    """The values that a flag takes in turn, or that several flags take together.
+    """Parse the values that a flag takes in turn, or that several flags take together.
 
     ``one=a,b`` -> [{one: a}, {one: b}]; ``one:two=a:1,b:2`` -> [{one: a, two: 1}, {one: b, two: 2}]
     """
@@ -108,7 +111,7 @@ def parse_choices(text: str) -> list[dict[str, str]]:
 
 
 def plan_runs(args: argparse.Namespace) -> list[Run]:
-    """All runs of the sweep, those of the first cell first. A wrong flag ends the program."""
+    """Plan all runs, those of the first cell first. A wrong flag ends the program."""
     runs = []
     for *choices, replicate in itertools.product(*args.vary, args.over):
         cell = {}
@@ -119,7 +122,7 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
 
 
 def plan_run(args: argparse.Namespace, cell: dict[str, str], replicate: dict[str, str]) -> Run:
-    """One run of the sweep: its folder and its commands."""
+    """Plan one run of the sweep: its folder and its commands."""
     flags = args.flags + flag_words(cell | replicate)
     run_args = train.parse_args(flags)
     name = train.run_name(run_args)
@@ -156,17 +159,17 @@ def plan_run(args: argparse.Namespace, cell: dict[str, str], replicate: dict[str
 
 
 def flag_words(flags: dict[str, object]) -> list[str]:
-    """{"w_hc": 0.1} -> ["--w-hc=0.1"]."""
+    """Return flags as one types them: {"w_hc": 0.1} -> ["--w-hc=0.1"]."""
     return [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
 
 
 def in_words(flags: dict[str, str]) -> str:
-    """{"w_hc": "0.1", "lr": "0.01"} -> "w_hc=0.1 lr=0.01"."""
+    """Name flags in a title: {"w_hc": "0.1", "lr": "0.01"} -> "w_hc=0.1 lr=0.01"."""
     return " ".join(f"{name}={value}" for name, value in flags.items())
 
 
 def shared_flags(run_args: argparse.Namespace) -> list[str]:
-    """The flags that test.py needs as well, where they are not at their default."""
+    """Return the flags that test.py needs as well, where they are not at their default."""
     parser = train.build_parser()
     flags = {}
     for name in SHARED_FLAGS:
@@ -180,7 +183,7 @@ def shared_flags(run_args: argparse.Namespace) -> list[str]:
 
 
 def gpus_of_jobs(jobs: int, flags: list[str]) -> list[int | None]:
-    """The number of the GPU for each of the runs at a time; None leaves it to ``flags``.
+    """Return a GPU's number for each of the runs at a time; None leaves it to ``flags``.
 
     Flags of train.py may hold a --gpu, and its default is right where there is one GPU or none.
     """
@@ -191,11 +194,14 @@ def gpus_of_jobs(jobs: int, flags: list[str]) -> list[int | None]:
     return [job % n_gpus for job in range(jobs)]
 
 
-def carry_out(run: Run, free_gpus: queue.Queue) -> None:
+def carry_out(run: Run, free_gpus: queue.Queue, interrupted: threading.Event) -> None:
     """Train, or resume the training, and then test. What they print is appended to output.txt.
 
-    The run takes a GPU from the queue, and puts it back.
+    The run takes a GPU from the queue, and puts it back. It does not begin after Ctrl-C has ended
+    another one.
     """
+    if interrupted.is_set():
+        return
     run.folder.mkdir(parents=True, exist_ok=True)
     gpu = free_gpus.get()
     gpu_flag = []
@@ -205,6 +211,8 @@ def carry_out(run: Run, free_gpus: queue.Queue) -> None:
         with open(run.folder / "output.txt", "a") as output:
             for command in (run.training, run.testing):
                 done = subprocess.run([*command, *gpu_flag], stdout=output, stderr=output)
+                if done.returncode in INTERRUPTED:
+                    interrupted.set()
                 if done.returncode:
                     break
     finally:
@@ -218,21 +226,24 @@ def carry_out_all(runs: list[Run], jobs: int) -> None:
     free_gpus = queue.Queue()
     for gpu in gpus_of_jobs(jobs, runs[0].training):  # all runs have the same flags
         free_gpus.put(gpu)
+    interrupted = threading.Event()
     pool = ThreadPoolExecutor(jobs)
-    futures = [pool.submit(carry_out, run, free_gpus) for run in runs]
+    futures = [pool.submit(carry_out, run, free_gpus, interrupted) for run in runs]
     try:
         for future in futures:
             future.result()
     finally:
         # The terminal sends Ctrl-C to the runs under way, too: this waits for their end.
         pool.shutdown(cancel_futures=True)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 # ---- the comparison -----------------------------------------------------------------------------
 
 
 def group_by_cell(rows: list[Row]) -> dict[str, dict[str, Row]]:
-    """{cell: {replicate: row}} of the rows of one protocol and kind of features."""
+    """Return {cell: {replicate: row}} of the rows of one protocol and kind of features."""
     cells = {}
     for row in rows:
         cells.setdefault(row.cell, {})[row.replicate] = row
@@ -240,7 +251,7 @@ def group_by_cell(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 
 def format_difference(cell: dict[str, Row], first: dict[str, Row], measure: str) -> str:
-    """How far a cell is above the first one: the mean difference and its 95% t interval.
+    """Return how far a cell is above the first one: mean difference and 95% t interval.
 
     Args:
         cell, first: {replicate: row}; the difference is taken within each replicate of both.
@@ -262,7 +273,7 @@ def format_difference(cell: dict[str, Row], first: dict[str, Row], measure: str)
 
 
 def format_mean(cell: dict[str, Row], measure: str) -> str:
-    """The mean over the replicates and, if there are several, their standard deviation."""
+    """Return the mean over the replicates and, of several, the standard deviation."""
     values = [row.percent[measure] for row in cell.values()]
     deviation = None
     if len(values) > 1:
@@ -271,7 +282,7 @@ def format_mean(cell: dict[str, Row], measure: str) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """A line for each cell: the number of replicates, the means, the differences to the first."""
+    """Return a line for each cell: replicates, means, differences to the first."""
     head = f"{'n':>43}"
     for measure in COMPARED_MEASURES:
         head += f"{MEASURES[measure] + ', %':>16}{'minus first [95%]':>26}"
@@ -290,7 +301,7 @@ def table(rows: list[Row]) -> str:
 
 
 def sorted_cells(rows: list[Row]) -> list[str]:
-    """The names of the cells: sorted by their values if these are numbers, else as they came."""
+    """Return the names of the cells, by their values if these are numbers, else as they came."""
     cells = list(dict.fromkeys(row.cell for row in rows))
     try:
         return sorted(cells, key=numbers_in)
@@ -299,13 +310,13 @@ def sorted_cells(rows: list[Row]) -> list[str]:
 
 
 def numbers_in(cell: str) -> list[float]:
-    """The values of a cell, [0.1, 0.01] of "w_hc=0.1 lr=0.01". ValueError: one is no number."""
+    """Return [0.1, 0.01] of the cell "w_hc=0.1 lr=0.01". ValueError: a value is no number."""
     return [float(part.partition("=")[2]) for part in cell.split()]
 
 
 @STYLE
 def draw(rows: list[Row]) -> Figure:
-    """Rank-1 and mAP of the cells under one protocol."""
+    """Draw rank-1 and mAP of the cells under one protocol."""
     cells = sorted_cells(rows)
     width = max(4.5, 1.1 * len(cells))
     title = f"{rows[0].protocol} ({rows[0].data_name})"
@@ -317,7 +328,7 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def draw_measure(axis: Axes, rows: list[Row], cells: list[str], measure: str) -> None:
-    """For each kind of features a point a replicate, and a line through the means of the cells."""
+    """Draw a point for each replicate, and a line through the means, of each kind of features."""
     for kind in dict.fromkeys(row.features for row in rows):
         rows_of_kind = [row for row in rows if row.features == kind]
         means = []
@@ -390,7 +401,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def print_commands(runs: list[Run]) -> None:
-    """A line of shell for each run."""
+    """Print a line of shell for each run."""
     for run in runs:
         commands = [["cd", os.getcwd()], run.training, run.testing]
         print(" && ".join(shlex.join(command) for command in commands))
