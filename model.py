@@ -310,7 +310,9 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
         if name not in config:
             raise InputError(f"{path} does not hold a network of this method: give another file")
     if config["arch"] not in BACKBONES:
-        raise InputError(f"{path} holds a network of another backbone: {config['arch']}")
+        raise InputError(
+            f"{path} holds a network of another backbone, {config['arch']}: give another file"
+        )
     rate = config.get("drop")
     if rate is None:
         rate = drop or 0.5  # any rate: the layer must be there, and testing does not use it

@@ -774,7 +774,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str) -> 
 
 
 def is_state_of(optimizer: torch.optim.Optimizer, state: object) -> bool:
-    """Return whether a state_dict has the same kinds of buffers for each trained parameter."""
+    """Return whether an optimizer's state_dict has what the parameters of this one need."""
     saved = state.get("state") if isinstance(state, dict) else None
     parameters = []
     for group in optimizer.param_groups:
@@ -782,24 +782,26 @@ def is_state_of(optimizer: torch.optim.Optimizer, state: object) -> bool:
     trained = {i: parameter for i, parameter in enumerate(parameters) if parameter.requires_grad}
     if not isinstance(saved, dict) or set(saved) != set(trained):
         return False
-    names_of_buffers = set()
-    for i, parameter in trained.items():
-        if not are_buffers_of(parameter, saved[i]):
-            return False
-        names_of_buffers.add(frozenset(saved[i]))
-    return len(names_of_buffers) == 1
+    return all(are_buffers_of(parameter, optimizer, saved[i]) for i, parameter in trained.items())
 
 
-def are_buffers_of(parameter: Tensor, buffers: object) -> bool:
-    """Return whether these are dense tensors of the parameter's shape, or numbers in tensors."""
-    if not isinstance(buffers, dict) or not buffers:
+def are_buffers_of(parameter: Tensor, optimizer: torch.optim.Optimizer, buffers: object) -> bool:
+    """Return whether these are the dense tensors that the optimizer keeps for a parameter."""
+    if isinstance(optimizer, torch.optim.SGD):
+        shapes = {"momentum_buffer": parameter.shape}
+    elif isinstance(optimizer, torch.optim.Adam):
+        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    else:
+        return True  # an optimizer that somebody adds
+    if not isinstance(buffers, dict) or set(buffers) != set(shapes):
         return False
-    for value in buffers.values():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
-            return False
-        if value.shape not in ((), parameter.shape):
-            return False
-    return True
+    return all(is_dense(buffers[name], shape) for name, shape in shapes.items())
+
+
+def is_dense(value: object, shape: tuple[int, ...]) -> bool:
+    if not isinstance(value, Tensor) or value.is_meta:
+        return False
+    return value.layout == torch.strided and value.shape == shape
 
 
 def score_command(record: RunRecord, args: argparse.Namespace) -> str:

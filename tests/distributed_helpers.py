@@ -125,7 +125,7 @@ if __name__ == "__main__":
         kill_rank_1_after(int(os.environ["KILL_RANK_1_AFTER"]))
     script = sys.argv.pop(1)
     if script == "train.py":
-        # Not by runpy, which would load the file anew, without the counting step above.
+        # runpy would load the file anew, without the step that counts. Other scripts have none.
         train.utils.run(train.main)
     else:
         runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -397,7 +397,7 @@ def test_hostile_checkpoints_are_named(hostile_line, tmp_path, name, script):
     ("script", "arch", "words"),
     [
         ("test.py", "resnet50", NO_NETWORK),
-        ("test.py", "vgg", "another backbone: vgg"),
+        ("test.py", "vgg", "another backbone vgg"),
         ("train.py", "resnet50", "trained with --arch resnet50, --arch tiny: another checkpoint"),
         ("train.py", "vgg", "trained with --arch vgg, --arch tiny: another checkpoint"),
     ],

@@ -433,6 +433,12 @@ def test_files_of_regdb_are_trials_and_tell_the_modality(error_of, output_of, tm
     assert "trial 7" in error_of(*command, by_array, by_array)
 
 
+def test_features_of_another_dataset_are_an_error(error_of, tmp_path):
+    """test.py writes the dataset into the file; others need not."""
+    file = features_file(tmp_path / "f.npz", network=json.dumps({"dataset": "regdb"}))
+    assert "--dataset regdb" in error_of("-m tools.score", file, "--log-path", tmp_path)
+
+
 def test_options_of_a_result_are_named(sysu_tree, output_of, tmp_path):
     flags = ["--pretrained", "none", "--arch", "resnet18", "--img-h", 96, "--img-w", 32]
     flags += ["--low-dim", 16, "--features", "fc", "--flip"]

@@ -187,17 +187,6 @@ def test_a_second_preprocessing_of_a_tree_is_an_error(error_of, sysu_tree, tmp_p
 # ---- numbers that are not finite ----------------------------------------------------------------
 
 
-@pytest.fixture
-def center_is_nan(monkeypatch) -> None:
-    """Every value of the Hetero-Center loss is NaN."""
-    forward = loss.HeteroCenterLoss.forward
-
-    def forward_nan(*args) -> torch.Tensor:
-        return forward(*args) * float("nan")
-
-    monkeypatch.setattr(loss.HeteroCenterLoss, "forward", forward_nan)
-
-
 def test_a_loss_that_is_not_finite_ends_the_run(training, capsys, tmp_path):
     assert training("--lr", 1e30, "--epochs", 0) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -222,9 +211,14 @@ def test_weights_that_are_not_finite_are_not_saved(training, capsys, tmp_path):
     assert not list(tmp_path.rglob("*.t"))
 
 
-@pytest.mark.usefixtures("center_is_nan")
-def test_a_term_without_weight_does_not_spoil_the_loss(training, tmp_path):
+def test_a_term_without_weight_does_not_spoil_the_loss(training, tmp_path, monkeypatch):
     """In metrics.jsonl its NaN is null, which every reader of JSON knows."""
+    forward = loss.HeteroCenterLoss.forward
+
+    def forward_nan(*args) -> torch.Tensor:
+        return forward(*args) * float("nan")
+
+    monkeypatch.setattr(loss.HeteroCenterLoss, "forward", forward_nan)
     assert training("--w_hc", 0, "--epochs", 0, "--tensorboard") == 0
     (path,) = tmp_path.rglob("metrics.jsonl")
     text = path.read_text()

@@ -111,6 +111,9 @@ def load_features(
     """
     arrays = read_arrays(path)
     network = parse_network(path, arrays.pop("network", None), dataset)
+    name = network.get("dataset")  # test.py writes it
+    if isinstance(name, str) and DATASETS.get(name, dataset) is not dataset:
+        raise utils.InputError(f"{path} holds features of another dataset: give --dataset {name}")
     columns = {name: arrays.pop(name, None) for name in COLUMN_TYPES}
     images = build_split(path, columns, dataset)
     features = arrays  # all others
