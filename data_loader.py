@@ -21,7 +21,7 @@ import data_manager
 from data_manager import Dataset, Split
 from utils import InputError, resource_advice
 
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # by content; for some others Pillow starts programs
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # by content; for others Pillow may run programs
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 READ_BATCH = 64  # image files that a worker reads at a time
@@ -56,7 +56,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
         if resource_advice(error):
             raise
         raise InputError(
-            f"{path} cannot be read as an image ({error}): mend or remove it"
+            f"{path} cannot be read as an image ({error}): repair or remove it"
         ) from None
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
@@ -84,7 +84,7 @@ def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -
         batch_size=None,
         collate_fn=functools.partial(read_batch, size=size),
         num_workers=workers,
-        # Without its own generator the loader draws from torch's, and so changes dropout.
+        # Without its own generator the loader draws from torch's, and changes dropout masks.
         generator=torch.Generator(),
         worker_init_fn=ignore_ctrl_c,
     )
@@ -176,10 +176,10 @@ def load_training_set(
         InputError: something is missing, damaged, or does not fit the rest.
     """
     if dataset.preprocessed:
-        train_set = load_arrays(root)
+        train_set = load_arrays(root)  # at their own size; TrainBatches scales them
     else:
         visible, thermal = dataset.train(root, trial)
-        # Each modality is labelled by itself: both must have the same persons.
+        # `relabel` numbers each modality separately: both must have the same persons.
         visible, thermal = data_manager.keep_common_persons(visible, thermal, root)
         data_manager.check_counts(data_manager.concatenate(visible, thermal), dataset, "train")
         train_set = TrainingSet(
@@ -223,7 +223,7 @@ def load_arrays(root: str) -> TrainingSet:
         map_array(visible_label_file, root),
         map_array(thermal_label_file, root),
     )
-    problem = find_problem(train_set)
+    problem = problem_of_arrays(train_set)
     if problem:
         raise InputError(f"{root}: {problem}: {preprocess_command(root)}")
     return TrainingSet(
@@ -234,8 +234,8 @@ def load_arrays(root: str) -> TrainingSet:
     )
 
 
-def find_problem(train_set: TrainingSet) -> str | None:
-    """Return what is wrong with the arrays of a training set; None: they fit each other."""
+def problem_of_arrays(train_set: TrainingSet) -> str | None:
+    """Return what is wrong with the arrays of a training set; None if they fit each other."""
     size = train_set.visible.shape[1:3]
     for images, labels in (
         (train_set.visible, train_set.visible_labels),
@@ -271,7 +271,7 @@ def preprocess_command(root: str) -> str:
 
 
 class IdentitySampler:
-    """Which images go into which batch: persons at random, then images of each in both modalities.
+    """Chooses the images of each batch: random persons, then images of each in both modalities.
 
     Row k of the visible half of a batch and row k of its thermal half show the same person, and a
     person's rows are contiguous. A person with fewer than ``per_img`` images in a modality is drawn
@@ -309,7 +309,7 @@ class IdentitySampler:
                 f"--per-img {per_img}), but only {len(self.persons)} have images in both modalities"
             )
         n_images = max(len(visible_labels), len(thermal_labels))
-        # As in the original code: one batch more than needed if the division has no rest.
+        # As in the original code: one batch more than needed if batch_size divides n_images.
         self.steps = n_images // batch_size + 1
         self.visible_images = {}  # person -> indices of their images
         self.thermal_images = {}
@@ -354,7 +354,7 @@ class TrainBatches:
     Args:
         train_set: the images.
         sampler: which images go into which batch.
-        size: (height, width) that images are scaled to where they have another size.
+        size: (height, width); images of another size are scaled to it.
         device: where the batches are put.
         cache: "device" puts all images there, once; "host" gathers each batch ahead of its use;
             "auto" takes the device if that is a GPU and the images fill at most a quarter of its
@@ -410,6 +410,7 @@ class TrainBatches:
         Images are (B, 3, height, width), normalised, labels (B,); B is batch_size / world_size.
         """
         visible_plan, thermal_plan = self.sampler.epoch(epoch)  # (steps, batch_size)
+        # Drawn for the whole batch, then cut: all ranks together mirror what one process would.
         rng = np.random.default_rng([self.sampler.seed, epoch])
         flips = rng.random((2, *visible_plan.shape)) < 0.5
         visible_flips = torch.from_numpy(flips[0, :, self.rank_rows]).to(self.device)
@@ -456,7 +457,7 @@ class TrainBatches:
                 yield self.copy_to_device(waiting.popleft().result())
 
     def gather_on_host(self, visible: np.ndarray, thermal: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Gather the images at (B,) indices, in memory from which a GPU copies without a wait."""
+        """Gather the images at (B,) indices; in pinned memory for a GPU, which copies it faster."""
         visible_images = torch.from_numpy(self.train_set.visible[visible])
         thermal_images = torch.from_numpy(self.train_set.thermal[thermal])
         if self.device.type == "cuda":
@@ -485,7 +486,7 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
 
     Args:
         images: (N, h, w, 3) uint8.
-        size: (height, width) to scale to where it differs.
+        size: (height, width); images of another size are scaled to it.
         flip: (N,) bool, which images to mirror.
 
     Returns:
@@ -496,7 +497,8 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
         scaled = F.interpolate(channels_first, size, mode="bilinear", antialias=True).round()
         images = scaled.permute(0, 2, 3, 1).contiguous()
     if flip is not None:
-        # To choose from the images and their mirror images is faster than torch.where.
+        # Row i of ``both`` is image i, row n_images + i its mirror image. That is faster than
+        # torch.where.
         n_images = len(images)
         both = torch.cat([images, images.flip(2)])
         chosen = torch.arange(n_images, device=images.device) + n_images * flip
@@ -509,7 +511,7 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
 
 @functools.cache
 def mean_and_std_rows(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of a row of pixels, (width * 3,) each.
+    """Return mean and standard deviation of a row of pixels, (width * 3,) each.
 
     They are made once: a copy to a GPU makes the program wait for it.
     """

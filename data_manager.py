@@ -11,8 +11,8 @@ LLCM (1,064 persons)
     test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
     test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
 
-Everything else about a dataset is its entry in `DATASETS`, at the end. What is missing or malformed
-on disk raises `InputError`.
+Everything else about a dataset is its entry in `DATASETS`, at the end; docs/DATASETS.md says how to
+add one. A list or a dataset that is missing or malformed on disk raises `InputError`.
 """
 
 import itertools
@@ -65,10 +65,10 @@ class EvalTrial:
 
 @dataclass(frozen=True)
 class Selection:
-    """The test images that are queries, or those of which a gallery is drawn."""
+    """The test images that are queries, or those from which the gallery is drawn."""
 
     mask: np.ndarray  # (N,) bool
-    per_camera: int | None = None  # images to draw of each person and camera; None: all
+    per_camera: int | None = None  # images to draw of each person in each camera; None: all
 
 
 # A way to draw a gallery: ({(person, camera): indices}, per_camera, trial) -> indices.
@@ -83,7 +83,8 @@ class Dataset:
     defaults: dict[str, float | str]  # of the flags data_path, lr, epochs and w_hc
     # Of the real dataset, for a warning: "train" and "test" -> persons, visible, infrared images.
     counts: dict[str, tuple[int, ...]]
-    train: Callable[[str, int | None], tuple[Split, Split]]  # (root, trial) -> visible, infrared
+    # (root, trial) -> visible, infrared. Persons of one modality are dropped by whoever reads them.
+    train: Callable[[str, int | None], tuple[Split, Split]]
     test: Callable[[str, int | None], Split]  # (root, trial) -> all test images
     protocol_flags: dict[str, tuple[str, ...]]  # flag -> its values, the default first
     select: Callable[..., tuple[Selection, Selection]]  # (images, flags' values) -> query, gallery
@@ -91,10 +92,10 @@ class Dataset:
     protocol_name: str = "{}"  # a template for the values of the protocol flags
     trials: range = range(10)  # their numbers
     thermal_cameras: tuple[int, ...] = ()  # for tools.score, where files do not tell the modality
-    cmc_by_identity: bool = True  # CMC counts persons, each at their first image, not images
+    cmc_by_identity: bool = True  # CMC: the first r distinct persons; False: the first r images
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     one_model_per_trial: bool = False  # each trial has training persons of its own
-    official_persons: int = 0  # for tools.score: rows of the official evaluation's .mat files
+    official_persons: int = 0  # for tools.score: number of rows of the official .mat files
 
     def protocol_values(self, choice: dict[str, str | None]) -> list[str]:
         """Return the value of each protocol flag: the chosen one, or the default."""
@@ -107,7 +108,7 @@ class Dataset:
         """Return the values of the protocol flags for each chosen protocol.
 
         Args:
-            choice: a value for protocol flags; "both" takes every value of a flag.
+            choice: a value for protocol flags; "both" takes every value, LLCM's three, too.
 
         Raises:
             InputError: there is no such value.
@@ -136,7 +137,7 @@ class Dataset:
         """Return the trials of the chosen protocols, protocol by protocol.
 
         Args:
-            images: all test images. A warning tells if some are missing.
+            images: all test images. A warning is logged if some seem to be missing.
             choice: as `protocols` takes it.
             trials: their numbers; None: all.
             draw: how galleries are drawn; None: `draw_seeded`.
@@ -159,7 +160,7 @@ class Dataset:
 
 
 # ---- SYSU-MM01 ----------------------------------------------------------------------------------
-# Functions that take a trial they do not use have the signature of `Dataset.train` and `.test`.
+# Not every function uses its ``trial``: it has the signature of `Dataset.train` or `.test`.
 
 SYSU_VISIBLE_CAMERAS = (1, 2, 4, 5)
 SYSU_THERMAL_CAMERAS = (3, 6)
@@ -173,15 +174,17 @@ def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
     """
     ids = read_ids(root, "exp/train_id.txt") + read_ids(root, "exp/val_id.txt")
     pids = sorted(set(ids))
-    visible = images_in_folders(root, pids, SYSU_VISIBLE_CAMERAS, SYSU_THERMAL_CAMERAS)
-    thermal = images_in_folders(root, pids, SYSU_THERMAL_CAMERAS, SYSU_THERMAL_CAMERAS)
+    visible = images_in_folders(root, pids, SYSU_VISIBLE_CAMERAS, thermal_cameras=())
+    thermal = images_in_folders(
+        root, pids, SYSU_THERMAL_CAMERAS, thermal_cameras=SYSU_THERMAL_CAMERAS
+    )
     return keep_common_persons(visible, thermal, root)
 
 
 def sysu_test(root: str, trial: int | None = None) -> Split:
     """List all images of the test persons: persons, cameras and names ascending."""
     pids = sorted(set(read_ids(root, "exp/test_id.txt")))
-    return images_in_folders(root, pids, range(1, 7), SYSU_THERMAL_CAMERAS)
+    return images_in_folders(root, pids, range(1, 7), thermal_cameras=SYSU_THERMAL_CAMERAS)
 
 
 def sysu_select(images: Split, mode: str, gall_mode: str) -> tuple[Selection, Selection]:
@@ -261,11 +264,11 @@ def no_junk(
 
 # ---- LLCM ---------------------------------------------------------------------------------------
 
-LLCM_CAMERAS = range(1, 10)  # a number occurs in both modalities
+LLCM_CAMERAS = range(1, 10)  # both modalities use the same numbers
 
 
 def llcm_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
-    """List the visible and the infrared training images, with camera 0: the lists tell none."""
+    """List the visible and infrared training images, with camera 0: the lists name no camera."""
     visible = images_in_list(root, "idx/train_vis.txt", 0, thermal=False)
     thermal = images_in_list(root, "idx/train_nir.txt", 0, thermal=True)
     return visible, thermal
@@ -274,8 +277,12 @@ def llcm_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
 def llcm_test(root: str, trial: int | None = None) -> Split:
     """List all test images, the visible ones first: persons, cameras and names ascending."""
     pids = sorted(set(read_ids(root, "idx/test_id.txt")))
-    visible = images_in_folders(os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, ())
-    thermal = images_in_folders(os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, LLCM_CAMERAS)
+    visible = images_in_folders(
+        os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, thermal_cameras=()
+    )
+    thermal = images_in_folders(
+        os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, thermal_cameras=LLCM_CAMERAS
+    )
     return concatenate(visible, thermal)
 
 
@@ -298,7 +305,7 @@ def llcm_select(images: Split, search: str) -> tuple[Selection, Selection]:
 def llcm_junk_mask(
     q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray
 ) -> np.ndarray:
-    """(Q, G) bool: a query ignores images of its own person in the camera of its own number."""
+    """(Q, G) bool: a query ignores images of its own person whose camera has its own number."""
     same_person = q_pids[:, None] == g_pids
     same_camera = q_camids[:, None] == g_camids
     return same_person & same_camera
@@ -329,7 +336,7 @@ def indices_of_trials(
     n_short = sum(len(group) < selection.per_camera for group in groups.values())
     if n_short:
         log.warning(
-            "%d (person, camera) pairs have fewer than %d gallery images; all are used",
+            "%d (person, camera) pairs have fewer than %d images to draw; all are used",
             n_short,
             selection.per_camera,
         )
@@ -351,7 +358,7 @@ def draw_seeded(
     """Draw up to ``per_camera`` images of each person and camera: persons ascending, then cameras.
 
     The trial is the seed (FIDELITY 11). One image each is drawn by Python's generator, as in the
-    field's baseline; several are drawn by numpy's, without replacement.
+    field's baseline, AGW; several are drawn by numpy's, without replacement.
     """
     python_random = random.Random(trial)
     numpy_random = np.random.RandomState(trial)
@@ -366,7 +373,7 @@ def draw_seeded(
 
 
 def keep_used(images: Split, trials: list[EvalTrial]) -> tuple[Split, list[EvalTrial]]:
-    """Drop the images that no trial uses, and renumber the indices of the trials."""
+    """Drop the images that no trial uses, and change the indices of the trials accordingly."""
     used = [trial.query for trial in trials] + [trial.gallery for trial in trials]
     used = np.unique(np.concatenate(used))
     new_trials = []
@@ -381,7 +388,7 @@ def keep_used(images: Split, trials: list[EvalTrial]) -> tuple[Split, list[EvalT
 
 
 def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
-    """Warn if there are about as many persons as in the real dataset, but not as many images.
+    """Warn if this looks like the real dataset, but has other numbers of persons or images.
 
     Small and synthetic datasets have other numbers of persons.
     """
@@ -448,7 +455,7 @@ def split_of_rows(rows: list[tuple[str, int, int, bool]]) -> Split:
 
 
 def images_in_folders(
-    root: str, pids: Iterable[int], cameras: Iterable[int], thermal_cameras: Iterable[int]
+    root: str, pids: Iterable[int], cameras: Iterable[int], *, thermal_cameras: Iterable[int]
 ) -> Split:
     """List the images in cam<camera>/<person, 4 digits>/ below ``root``."""
     rows = []

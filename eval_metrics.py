@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class Distances:
-    """(Q, G) distances of features. ``distances[rows]`` computes those of some queries.
+    """(Q, G) distances of features, computed for some queries at a time: ``distances[rows]``.
 
-    So the whole matrix need not fit into memory.
+    The whole matrix need not fit into memory.
 
     Args:
         query, gallery: (Q, dim) and (G, dim) features.
@@ -90,7 +90,7 @@ class Scores:
     mINP: float
 
     def measures(self) -> dict[str, float]:
-        """What is reported of them, by the names of `MEASURES`."""
+        """Return the reported measures, by the names of `MEASURES`."""
         values = {
             f"rank{rank}": float(self.cmc[rank - 1]) for rank in RANKS if rank <= len(self.cmc)
         }
@@ -119,7 +119,7 @@ def rank_queries(
 ) -> QueryScores:
     """Rank the gallery for each query, and return where its matches stand.
 
-    Queries without a match are left out: their matches, if any, are junk.
+    Queries that have no match, or whose matches are all junk, are left out.
 
     Args:
         distmat: (Q, G) finite distances.
@@ -132,30 +132,32 @@ def rank_queries(
     order = np.argsort(distances, axis=1)
     ranked = np.take_along_axis(distances, order, axis=1)
     is_junk = np.isinf(ranked)
-    # A stable sort is slower, and only rows with equal distances need it. They keep ``ranked``.
+    # Only rows with ties need the slower stable sort. It changes ``order``, not ``ranked``.
     has_ties = ((ranked[:, 1:] == ranked[:, :-1]) & ~is_junk[:, 1:]).any(axis=1)
     order[has_ties] = np.argsort(distances[has_ties], axis=1, kind="stable")
 
     is_match = (gallery_pids[order] == query_pids[:, None]) & ~is_junk
-    query, position = np.nonzero(is_match)  # one entry for each match: by query, then by rank
+    query, position = np.nonzero(is_match)  # an entry for each match: by query, then by position
+    rank = position + 1
     n_matches = np.bincount(query, minlength=len(query_pids))
-    # The matches of query q are the entries first[q] to last[q] of these two lists.
+    # rank[first[q] : last[q] + 1] are the ranks of the matches of query q.
     last = np.cumsum(n_matches) - 1
     first = last - n_matches + 1
     matches_so_far = np.arange(len(query)) - first[query] + 1
-    precision = matches_so_far / (position + 1)
+    precision = matches_so_far / rank
     precision_sums = np.bincount(query, weights=precision, minlength=len(query_pids))
 
     has_match = n_matches > 0
     n_matches = n_matches[has_match]
     first_match = position[first[has_match]]
-    ahead = first_match
     if cmc_by_identity:
         ahead = count_identities_ahead(order[has_match], gallery_pids, first_match)
+    else:
+        ahead = first_match
     return QueryScores(
         ahead=ahead,
         average_precision=precision_sums[has_match] / n_matches,
-        inverse_penalty=n_matches / (position[last[has_match]] + 1),
+        inverse_penalty=n_matches / rank[last[has_match]],
     )
 
 
@@ -172,6 +174,7 @@ def count_identities_ahead(
     Returns:
         (Q,) numbers of persons.
     """
+    # The inverse of ``order``: where each gallery image stands. Junk stands last.
     position_of_image = np.empty(order.shape, np.int32)
     positions = np.arange(order.shape[1], dtype=np.int32)
     np.put_along_axis(position_of_image, order, positions[None], axis=1)
@@ -367,7 +370,7 @@ def modality_centers(
 
 
 def center_distances(features: np.ndarray, images: Split) -> dict[str, float]:
-    """Return mean Euclidean distances of visible centers to infrared ones: what the loss acts on.
+    """Return mean Euclidean distances between visible centers and infrared ones.
 
     Returns:
         {"own": of the same person, "other": of two persons}; {} if fewer than two persons were
@@ -393,8 +396,8 @@ class Results:
     A further kind, "chance", has the scores of random rankings, drawn with ``seed``.
 
     Args:
-        dataset: whose rules hold.
-        seed: of the random rankings.
+        dataset: defines the protocols.
+        seed: for the random rankings.
         compare: (query features, gallery features) -> (Q, G) distances.
 
     Attributes:
@@ -427,7 +430,7 @@ class Results:
         trials[trial.number] = score_trial(trial, images, distmat, self.dataset)
 
     def mean_and_std(self, protocol: str, kind: str) -> tuple[dict[str, float], dict[str, float]]:
-        """Return mean and (population) deviation of each measure over the trials."""
+        """Return mean and population standard deviation of each measure over the trials."""
         trials = [scores.measures() for scores in self.scores[protocol, kind].values()]
         mean = {}
         std = {}
@@ -458,7 +461,7 @@ class Results:
         return "\n".join([*lines, unit])
 
     def near_chance(self) -> list[str]:
-        """Return in words which protocols and kinds have a rank-1 below twice that of chance."""
+        """Describe each protocol and kind whose rank-1 is below twice that of chance."""
         words = []
         for protocol, kind in self.scores:
             mean, _ = self.mean_and_std(protocol, kind)

@@ -65,25 +65,27 @@ class HeteroCenterLoss(nn.Module):
                 grouped by label (FIDELITY 19).
 
         Returns:
-            (...); NaN if a person has visible rows only.
+            (...); NaN if a person has visible rows only. A person with thermal rows only does not
+            count.
         """
-        # Each person appears once for each of their visible rows. torch.unique would find the
-        # distinct persons, but make the program wait for the GPU.
+        # A person with k visible rows gets k equal centers. torch.unique would find the distinct
+        # persons, but it would make the program wait for the GPU.
         visible_centers = person_centers(visible, visible_labels, visible_labels)
         thermal_centers = person_centers(thermal, thermal_labels, visible_labels)
         distance = self.distance(visible_centers, thermal_centers)  # (..., N)
-        # relu keeps NaN, and gives persons within the margin a 0 with a gradient (FIDELITY 18).
+        # relu keeps NaN, and its 0 within the margin can still be back-propagated (FIDELITY 18).
         beyond_margin = F.relu(distance - self.margin)
-        # Dividing by a person's number of rows makes this a sum over persons.
-        rows_of_person = (visible_labels[:, None] == visible_labels).sum(1)  # (N,)
-        return (beyond_margin / rows_of_person).sum(-1)
+        # Each of a person's k rows counts for 1 / k: this is a sum over persons.
+        n_rows_of_person = (visible_labels[:, None] == visible_labels).sum(1)  # (N,)
+        return (beyond_margin / n_rows_of_person).sum(-1)
 
 
 class Criterion(nn.Module):
     """Cross-entropy plus ``w_hc`` times the Hetero-Center loss, for each stripe.
 
     To add a term, add it to ``loss`` and return it under its own name, one value for each stripe.
-    A term with parameters of its own also needs a group in `train.build_optimizer`.
+    It must have no parameters of its own: nothing would train or save them. On several GPUs a sum
+    over persons needs the factor ``world_size``, a mean needs nothing.
 
     Args:
         w_hc: weight of the Hetero-Center loss.
@@ -111,15 +113,15 @@ class Criterion(nn.Module):
 
         Returns:
             {"loss": what is minimised, "CE": cross-entropy, "HC": Hetero-Center loss}, (S,) each.
-            The mean over the processes is that of the whole batch.
+            Averaged over the processes, they are the losses of the whole batch.
         """
         labels = torch.cat([visible_labels, thermal_labels])
         visible, thermal = feats.split([len(visible_labels), len(thermal_labels)], dim=1)
 
         ce = torch.stack([F.cross_entropy(stripe_logits, labels) for stripe_logits in logits])
         hc = self.hetero_center(visible, thermal, visible_labels, thermal_labels)
-        # DDP averages gradients over the processes. A sum over persons, of whom each process has
-        # its own, must add up instead (FIDELITY 10).
+        # DDP averages gradients over the processes. This loss is a sum over persons, and each
+        # process has its own persons: it must add up instead (FIDELITY 10).
         hc = self.world_size * hc
 
         loss = ce

@@ -1,4 +1,4 @@
-"""The network: a backbone per modality, stripes with a head and a classifier each (section 3.2)."""
+"""The network: a backbone per modality; a shared head and classifier per stripe (section 3.2)."""
 
 import copy
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 import utils
 from utils import InputError
 
-FEATURE_KINDS = ("fc", "pool5")  # the outputs of the heads, and the stripes before them
+FEATURE_KINDS = ("fc", "pool5")  # the outputs of the heads; the stripes before them
 
 # ---- backbones ----------------------------------------------------------------------------------
 
@@ -24,8 +24,9 @@ FEATURE_KINDS = ("fc", "pool5")  # the outputs of the heads, and the stripes bef
 class ResNetTrunk(ResNet):
     """torchvision's ResNet up to its feature map, with stride 1 in layer4.
 
-    (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up. ``fc`` is unused: it is
-    kept for the keys of published checkpoints (FIDELITY 21).
+    (N, 3, height, width) -> (N, C, height / 16, width / 16), rounded up. ``fc``,
+    its ImageNet classifier, is unused: it is kept for the keys of published checkpoints
+    (FIDELITY 21).
     """
 
     def __init__(self, block: type[nn.Module], layers: list[int]):
@@ -134,9 +135,9 @@ def download_weights(arch: str) -> dict[str, Tensor]:
 class EmbedNet(nn.Module):
     """Two backbones without shared weights, then stripe heads that both modalities share.
 
-    The state_dict has the keys, shapes and order of the published checkpoints. The modules
-    ``feature1``, ``feature2``, ... are the heads, ``classifier1``, ... the classifiers: set one to
-    another module of the same input and output sizes to replace it.
+    The state_dict has the keys, shapes and order of the published checkpoints. The heads are
+    ``feature1``, ``feature2``, ..., the classifiers ``classifier1``, .... To replace one, assign a
+    module with the same input and output sizes.
 
     Args:
         n_class: number of training persons (395 for SYSU-MM01, 206 for RegDB).
@@ -144,8 +145,8 @@ class EmbedNet(nn.Module):
         drop: dropout rate before the classifiers; 0 leaves the layer out.
         arch: a key of `BACKBONES`.
         num_parts: number of horizontal stripes.
-        pretrained: the weights of both backbones, as `build_backbone` takes it. Both start
-            equal, with random weights, too.
+        pretrained: the weights that both backbones start from, as `build_backbone` takes it. They
+            are the same for both, even if they are random.
 
     Raises:
         InputError: there is no such backbone, or its pretrained weights cannot be loaded.
@@ -271,18 +272,21 @@ def stripe_window(rows: int, num_parts: int = 6) -> tuple[int, int]:
 
 def pool_stripes(maps: Tensor, num_parts: int) -> tuple[Tensor, ...]:
     """(N, C, rows, columns) maps -> num_parts x (N, C): the mean of each horizontal stripe."""
-    # As (N, rows, C), so that the gradient of channels_last maps stays channels_last.
-    means_of_rows = maps.permute(0, 2, 3, 1).mean(2)
-    height, stride = stripe_window(means_of_rows.shape[1], num_parts)
+    # The order (N, rows, columns, C) keeps the gradient of channels_last maps channels_last.
+    row_means = maps.permute(0, 2, 3, 1).mean(2)  # (N, rows, C)
+    height, stride = stripe_window(row_means.shape[1], num_parts)
     if height == stride:
         # The same result as below; torch.compile generates faster code for it.
-        return means_of_rows.unflatten(1, (num_parts, height)).mean(2).unbind(1)
-    return means_of_rows.unfold(1, height, stride).mean(3).unbind(1)
+        stripes = row_means.unflatten(1, (num_parts, height)).mean(2)  # (N, num_parts, C)
+    else:
+        windows = row_means.unfold(1, height, stride)  # (N, num_parts, C, height)
+        stripes = windows.mean(3)
+    return stripes.unbind(1)
 
 
 def l2_normalise(x: Tensor) -> Tensor:
     """(..., dim) -> (..., dim) of length 1, in float32 or wider."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast it is half precision
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # autocast makes it half precision
     return x / x.norm(dim=-1, keepdim=True)  # without an epsilon, as in the original code
 
 
@@ -300,7 +304,7 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
     Args:
         checkpoint: what `utils.load_checkpoint` read from ``path``.
         path: for errors.
-        drop: the rate of dropout, for published checkpoints, which do not tell it.
+        drop: the rate of dropout, for published checkpoints, which do not record it.
 
     Raises:
         InputError: the checkpoint does not hold a network of this method.
@@ -315,7 +319,7 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
         )
     rate = config.get("drop")
     if rate is None:
-        rate = drop or 0.5  # any rate: the layer must be there, and testing does not use it
+        rate = drop or 0.5  # any: the keys need the layer, and testing does not use its rate
     net = EmbedNet(
         config["n_class"],
         config["low_dim"],
@@ -348,10 +352,10 @@ def extract_features(
 
     Args:
         net: the network, in any mode; it is evaluated, without autocast.
-        batches: (modality, indices, images): "visible" or "thermal"; (B,) int array, where the
-            images stand among the ``n_images``; (B, 3, height, width), normalised, on the device of
-            ``net``.
-        n_images: their number on all ranks together.
+        batches: yields (modality, indices, images). The modality is "visible" or "thermal". The
+            indices, a (B,) int array, are the positions of the images among the ``n_images``. The
+            images are (B, 3, height, width), normalised, on the device of ``net``.
+        n_images: the total number of images, over all ranks.
         kinds: the kinds of features to return.
         flip: average the features of each image and its mirror image, stripe by stripe.
 

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     utils.add_image_flags(parser, {"sysu": DATASETS["sysu"]})
     parser.set_defaults(data_path=DATASETS["sysu"].defaults["data_path"])
     parser.add_argument(
-        "--force", action="store_true", help="write the arrays, even if they are there and match"
+        "--force", action="store_true", help="write the arrays, even if they exist and match"
     )
     return parser
 
@@ -49,7 +49,7 @@ def arrays_match(files: tuple[str, str], split: Split, size: tuple[int, int]) ->
 def write_images(path: str, split: Split, size: tuple[int, int], workers: int) -> None:
     """Write the images of a split as an .npy file, (N, height, width, 3) uint8.
 
-    It does so batch by batch: the whole array never is in memory.
+    It works batch by batch: the whole array is never in memory.
     """
     shape = (len(split), *size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -75,7 +75,7 @@ def write_arrays(
     image_files = [images for images, _ in files.values()]
     with contextlib.ExitStack() as stack:
         partial = {}
-        # Files get their names at the end of this block, in reverse order: images before labels.
+        # ExitStack renames them in reverse order: labels come first here, to be renamed last.
         for path in label_files + image_files:
             partial[path] = stack.enter_context(utils.atomic_write(path))
         for modality, split in splits.items():
@@ -102,12 +102,12 @@ def main() -> None:
 
     is_done = all(arrays_match(files[modality], split, size) for modality, split in splits.items())
     if is_done and not args.force:
-        log.info("the arrays are there and match: nothing to do (--force makes them again)")
+        log.info("the arrays exist and match: nothing to do (--force writes them again)")
         return
     lock = os.path.join(root, "pre_process.lock")
     with utils.lock_file(lock, "another process writes these arrays"):
         if any(os.path.exists(images) for images, _ in files.values()):
-            log.warning("the arrays that are there are replaced: %d x %d pixels", *size)
+            log.warning("existing arrays are replaced by arrays of %d x %d pixels", *size)
         write_arrays(files, splits, size, args.workers)
     log.info("written: %s", os.path.join(root, "train_{rgb,ir}_resized_{img,label}.npy"))
 

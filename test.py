@@ -1,4 +1,4 @@
-"""Score a checkpoint under a dataset's protocols: CMC, mAP and mINP, mean ± deviation of trials.
+"""Score a checkpoint under a dataset's protocols: CMC, mAP and mINP, averaged over the trials.
 
     python test.py --dataset sysu --resume NAME --mode all --gall-mode single --model-path DIR
     python test.py --dataset regdb --resume NAME --trial 1 --model-path DIR
@@ -7,7 +7,7 @@
 Each image is embedded once, whatever the number of trials and protocols. The checkpoint tells the
 shape of the network and the size of images. The script writes test_<name>.log, and test_<name>.json
 with the scores of every trial, to --log-path. The rows "chance" are random rankings of the same
-lists. The training flags of the published commands are accepted and ignored.
+queries and galleries. The training flags of the published commands are accepted and ignored.
 
 SYSU-MM01's ten galleries are drawn with the seeds 0 to 9, as the field's baseline does.
 --save-features keeps the features for tools.score, which also has the official galleries,
@@ -31,7 +31,7 @@ from eval_metrics import Results
 from model import BACKBONES, FEATURE_KINDS, EmbedNet, extract_features, load_network, to_device
 
 NETWORK_DEFAULTS = {"arch": "resnet50", "low_dim": 512, "num_parts": 6, "img_h": 288, "img_w": 144}
-TRAINING_FLAGS = (  # of the published commands; they have a value each
+TRAINING_FLAGS = (  # of the published commands; each takes one value
     "--lr",
     "--optim",
     "--epochs",
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     utils.add_shared_flags(parser, DATASETS, BACKBONES)
-    # The checkpoint's values hold, unless --pretrained asks for an untrained network.
+    # None: the checkpoint's value or, with --pretrained, the default.
     for name in (*NETWORK_DEFAULTS, "drop"):
         parser.set_defaults(**{name: None})
     add = parser.add_argument
@@ -65,8 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     kinds = [*FEATURE_KINDS, "both"]
     add("--features", choices=kinds, default="both", help="features to score (%(default)s)")
     add("--flip", action="store_true", help="average features of each image and its mirror image")
-    add("--precision", choices=["tf32", "fp32"], default="tf32", help="on a GPU (%(default)s)")
-    add("--seed", type=utils.seed, default=1, help="seed of random rankings (1)")
+    add("--precision", choices=["tf32", "fp32"], default="tf32", help="of a GPU (%(default)s)")
+    add(
+        "--seed",
+        type=utils.seed_number,
+        default=1,
+        help="seed of random rankings and untrained weights (1)",
+    )
     add("--save-features", metavar="FILE", help="write the features of all test images, .npz")
     for flag in TRAINING_FLAGS:
         add(flag, action=IgnoredFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -81,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class IgnoredFlag(argparse.Action):
-    """A flag of train.py: its name is kept for a note."""
+    """A training flag: accepted, and kept so that the log can say that it is ignored."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         namespace.ignored = [*getattr(namespace, "ignored", []), option_string]
@@ -105,7 +110,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def model_trials(args: argparse.Namespace) -> list[int | None]:
-    """Return the trials that have a model of their own to test; [None] for one model for all."""
+    """Return RegDB's trials to test, each with its own model; [None]: one model for all trials."""
     dataset = DATASETS[args.dataset]
     if not dataset.one_model_per_trial:
         return [None]
@@ -129,10 +134,10 @@ def fill_trial(name: str, trial: int | None) -> str:
 
 
 def network_name(args: argparse.Namespace) -> str:
-    """Name the network for output files: its checkpoint, or "untrained", and unusual sizes."""
+    """Name the network for output files: its checkpoint or "untrained", and unusual sizes."""
     if args.resume:
         words = [os.path.basename(args.resume).removesuffix(".t")]
-        sizes = ("img_h", "img_w")  # published checkpoints do not tell them
+        sizes = ("img_h", "img_w")  # published checkpoints do not record them
     else:
         arch = args.arch or NETWORK_DEFAULTS["arch"]
         words = ["untrained", arch, os.path.basename(args.pretrained)]
@@ -186,7 +191,7 @@ def sources_of_results(args: argparse.Namespace) -> list[str]:
 class ModelTest:
     """What one network is tested on."""
 
-    trial: int | None  # of a dataset with a model for each trial
+    trial: int | None  # number of the model's trial; None: one model for all trials
     images: Split
     eval_trials: list[EvalTrial]
 
@@ -201,11 +206,11 @@ def main() -> None:
     utils.seed_everything(args.seed)
     utils.set_precision(args.precision, device)
 
-    # Find and list everything first: what is missing ends the program before the first test.
+    # Check all inputs first: a missing file ends the program before the first test.
     sources = sources_of_results(args)
     utils.check_results_path(f"{output}.json", sources)
     make_feature_folders(args)
-    model_tests = [list_test(trial, dataset, args) for trial in model_trials(args)]
+    model_tests = [prepare_test(trial, dataset, args) for trial in model_trials(args)]
 
     results = Results(dataset, args.seed)
     networks = []
@@ -243,8 +248,8 @@ def make_feature_folders(args: argparse.Namespace) -> None:
             os.makedirs(folder or ".", exist_ok=True)
 
 
-def list_test(trial: int | None, dataset: Dataset, args: argparse.Namespace) -> ModelTest:
-    """List images and trials of one network. Without --save-features, drop unused images."""
+def prepare_test(trial: int | None, dataset: Dataset, args: argparse.Namespace) -> ModelTest:
+    """List a network's test images and trials. Without --save-features, drop unused images."""
     images = dataset.test(args.data_path, trial)
     trials = None if trial is None else [trial]
     eval_trials = dataset.eval_trials(images, vars(args), trials)
@@ -272,7 +277,7 @@ def open_network(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
 
 def build_untrained(args: argparse.Namespace) -> tuple[EmbedNet, dict]:
     """Build an untrained network with the sizes of the flags; return it and its description."""
-    description = given_or_default(args)
+    description = sizes_of_flags(args)
     net = EmbedNet(
         n_class=1,
         low_dim=description["low_dim"],
@@ -283,8 +288,8 @@ def build_untrained(args: argparse.Namespace) -> tuple[EmbedNet, dict]:
     return net, description | {"n_class": 1, "checkpoint": None, "epoch": None}
 
 
-def given_or_default(args: argparse.Namespace) -> dict:
-    """Return the shape of the network and the size of images, as far as the flags tell them."""
+def sizes_of_flags(args: argparse.Namespace) -> dict:
+    """Return the shape of the network and the size of images: the flags', or the defaults."""
     values = dict(NETWORK_DEFAULTS)
     for name in NETWORK_DEFAULTS:
         if getattr(args, name) is not None:
@@ -301,7 +306,8 @@ def open_trained(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
     if trial is not None and "trial" not in config:
         log.warning("%s does not say its trial: make sure that it was trained on %d", path, trial)
     log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
-    description = given_or_default(args)
+    description = sizes_of_flags(args)
+    # The config wins: flags do not contradict it, and published checkpoints have no image size.
     for name in (*NETWORK_DEFAULTS, "n_class"):
         if name in config:
             description[name] = config[name]
@@ -323,7 +329,7 @@ def embed_images(
         utils.rank(),
         utils.world_size(),
     )
-    hide_bar = True if utils.rank() > 0 else None  # None: hide it where the screen is no terminal
+    hide_bar = True if utils.rank() > 0 else None  # None: hide it where the output is no terminal
     batches = tqdm(batches, f"embed {len(images)} images", disable=hide_bar, leave=False)
     kinds = FEATURE_KINDS if args.features == "both" else (args.features,)
     return extract_features(net, batches, len(images), kinds, args.flip)

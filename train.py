@@ -5,9 +5,9 @@
     python train.py --dataset regdb --lr 0.0098 --epochs 80 --w_hc 0.58 --per_img 8 --trial 1
 
 The script tests every second epoch. It writes <run>_last.t after each epoch, <run>_best.t (the best
-rank-1 of fc features, selected on test data) and <run>_epoch_<n>.t to --model-path, <run>.log and
-<run>/metrics.jsonl to --log-path. The same command with --resume last resumes a run after its last
-finished epoch.
+rank-1 of fc features: selected on the test set) and <run>_epoch_<n>.t to --model-path; <run>.log
+and <run>/metrics.jsonl to --log-path. The same command with --resume last resumes a run after its
+last finished epoch. "FIDELITY n" in comments is row n of docs/FIDELITY.md.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from model import BACKBONES, EmbedNet, extract_features, load_network, to_device
 from utils import InputError
 
 LOG_EVERY = 20  # steps
-TEST_EVERY = 2  # epochs, after epoch 0, as in the original code
+TEST_EVERY = 2  # epochs; epoch 0 is not tested, as in the original code
 KEEP_AFTER = 10  # --save-epoch keeps checkpoints of later epochs only, as in the original code
-RUNTIME_FLAGS = (  # may change when a run is resumed; all others are the experiment
+RUNTIME_FLAGS = (  # may change when a run is resumed; all other flags define the experiment
     "cache",
     "data_path",
     "epochs",
@@ -75,11 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_method_flags(add: Callable) -> None:
-    """Add the method's own numbers, the optimizer and the batches."""
+    """Add the flags for the loss, the optimizer and the batches."""
     lr = utils.defaults_of_datasets(DATASETS, "lr")
     w_hc = utils.defaults_of_datasets(DATASETS, "w_hc")
     add("--trial", type=int, choices=range(1, 11), default=1, help="RegDB's trial (%(default)s)")
-    add("--lr", type=utils.positive_float, help=f"learning rate; the backbones' is 1/10 ({lr})")
+    add("--lr", type=utils.positive_float, help=f"learning rate; backbones use a tenth ({lr})")
     add("--w-hc", type=utils.non_negative_float, help=f"weight of the Hetero-Center loss ({w_hc})")
     add(
         "--thd",
@@ -120,9 +120,9 @@ def add_method_flags(add: Callable) -> None:
 
 
 def add_machine_flags(add: Callable) -> None:
-    """Add how the numbers are computed."""
+    """Add the flags for precision and reproducibility."""
     yes_or_no = argparse.BooleanOptionalAction
-    add("--seed", type=utils.seed, default=1, help="random seed (%(default)s)")
+    add("--seed", type=utils.seed_number, default=1, help="random seed (%(default)s)")
     add(
         "--precision",
         choices=utils.PRECISIONS,
@@ -164,7 +164,7 @@ def add_run_flags(add: Callable) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the flags of train.py; those that the dataset does not have become None."""
+    """Parse the flags of train.py. Those that do not apply to the dataset are set to None."""
     args = utils.parse(build_parser(), argv)
     utils.fill_dataset_defaults(args, DATASETS)
     dataset = DATASETS[args.dataset]
@@ -183,7 +183,7 @@ def experiment_flags(args: argparse.Namespace) -> dict[str, object]:
 
 
 def run_name(args: argparse.Namespace) -> str:
-    """Name the files of a run: its main flags, and all experiment flags that are not at default."""
+    """Name the files of a run by its experiment flags; those at their default are left out."""
     parser = build_parser()
     name = f"{args.dataset}_{args.method}_{args.arch}_lr{args.lr:g}_whc{args.w_hc:g}"
     if args.trial is not None:
@@ -229,12 +229,12 @@ def main() -> None:
         net = build_network(train_set.n_class, checkpoint, checkpoint_path, args)
         net = to_device(net, device)
         criterion = Criterion(args.w_hc, args.thd, args.dist_type, utils.world_size())
-        # It shares weights with ``net``, which is tested and saved.
+        # Only for training. It shares its weights with ``net``, which is tested and saved.
         wrapped_net = wrap_network(net, args)
         optimizer = build_optimizer(net, args)
         scaler = torch.amp.GradScaler(enabled=args.precision == "fp16")
         record = RunRecord(name, train_set.n_class, args)
-        start_epoch = record.resume(checkpoint, checkpoint_path, optimizer, scaler)
+        start_epoch = record.start(checkpoint, checkpoint_path, optimizer, scaler)
 
         for epoch in range(start_epoch, args.epochs + 1):
             utils.seed_epoch(args.seed, epoch)
@@ -251,7 +251,7 @@ def main() -> None:
 def build_batches(
     train_set: TrainingSet, device: torch.device, args: argparse.Namespace
 ) -> TrainBatches:
-    """Make the batches of all epochs: which images, which of them mirrored, and on which rank."""
+    """Build what makes the batches of every epoch: the images of this process, and their order."""
     sampler = IdentitySampler(
         train_set.visible_labels,
         train_set.thermal_labels,
@@ -295,11 +295,11 @@ def build_network(
             f"{path} was trained on {trained_persons} persons, "
             f"but --data-path {args.data_path} has {n_class}"
         )
-    # Published checkpoints do not tell the rate of their dropout.
+    # Published checkpoints do not record the rate of their dropout.
     rate_is_unknown = checkpoint["config"].get("drop", 0.0) is None
     if rate_is_unknown and not args.drop:
         raise InputError(
-            f"{path} was trained with dropout, but does not say at which rate: give --drop"
+            f"{path} was trained with dropout, but does not record the rate: give --drop"
         )
     return load_network(checkpoint, path, args.drop)
 
@@ -355,7 +355,7 @@ def train_step(
     amp_dtype: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Update the network once. The losses stay on the GPU, for which the program does not wait.
+    """Update the network once. The losses stay on the device: no step waits for a GPU.
 
     Args:
         net: gives (logits, feats), as `EmbedNet` does in training.
@@ -363,7 +363,7 @@ def train_step(
         optimizer: of the parameters of ``net``.
         batch: (visible, thermal, visible_labels, thermal_labels), as `TrainBatches` yields them.
         amp_dtype: autocast computes the network in it; losses are in float32 or wider.
-        scaler: of the gradients, which torch.float16 needs.
+        scaler: gradient scaler, which torch.float16 needs.
 
     Returns:
         The losses of each stripe by name, (S,) each, and the accuracy of the classifiers.
@@ -445,7 +445,7 @@ def log_progress(
 ) -> None:
     """Log the means over the steps of an epoch so far, the speed, and the time that is left."""
     seconds_per_step = (time.perf_counter() - start_time) / step
-    images_per_second = 2 * args.batch_size / seconds_per_step
+    images_per_second = 2 * args.batch_size / seconds_per_step  # of both modalities
     steps_left = (args.epochs - epoch + 1) * n_steps - step
     time_left = datetime.timedelta(seconds=round(steps_left * seconds_per_step))
     words = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -497,7 +497,7 @@ def evaluate(
         log.info("test %-6s %s", kind, scores[kind])
         for name, value in scores[kind].measures().items():
             metrics[f"{kind}_{name}"] = value
-        # Of the images of this trial; README's figures are of all test images.
+        # Over the images of this trial only: fc_trial_own_center_distance, for example.
         for name, value in center_distances(values, images).items():
             metrics[f"{kind}_trial_{name}_center_distance"] = value
     return scores["fc"], metrics
@@ -519,11 +519,17 @@ def score_checkpoint(
 
 
 # ---- what a run leaves on disk, and how it is resumed -------------------------------------------
+#
+# Why a resumed run ends in the same values as one in one piece:
+# - The batches of an epoch depend on (seed, epoch) alone, its learning rate on the epoch.
+# - `utils.seed_epoch` seeds dropout from (seed, epoch, rank) at the start of each epoch.
+# - A checkpoint is written when an epoch is over. It holds weights, momentum, scores and metrics.
+# - "last" is written after all others: a kill before that repeats the whole epoch.
 
 
 @contextlib.contextmanager
 def lock_run(name: str, args: argparse.Namespace) -> Iterator[None]:
-    """Make the run's folders, and let only one process (or torchrun) train this name."""
+    """Make the run's folders, and let only one process (or one torchrun) train this name."""
     if utils.rank() > 0:
         yield
         return
@@ -541,38 +547,40 @@ def open_run(name: str, args: argparse.Namespace) -> tuple[dict | None, str]:
     the beginning: (None, "").
 
     Raises:
-        InputError: a run of this name is there and would be written over, the checkpoint cannot be
+        InputError: a run of this name exists and would be overwritten, the checkpoint cannot be
             read or is of another experiment, or the ranks do not see the same one.
     """
     last = os.path.join(args.model_path, f"{name}_last.t")
     resume = args.resume
-    if resume == "last":
+    if resume == "last" and os.path.exists(last):
         resume = last
-        if not os.path.exists(last):
-            log.info("%s: not there yet, starting from the beginning", last)
-            resume = ""
+    elif resume == "last":
+        log.info("%s does not exist yet: starting from the beginning", last)
+        resume = ""
     checkpoint = None
     path = ""
     if resume:
         checkpoint, path = utils.open_checkpoint(resume, args.model_path, experiment_flags(args))
-    if not path or os.path.realpath(path) != os.path.realpath(last):
+    resumes_this_run = bool(path) and os.path.realpath(path) == os.path.realpath(last)
+    if not resumes_this_run:
         check_is_new(name, last, args)
     epochs = utils.gather(checkpoint.get("epoch") if checkpoint else None)
     if len(set(epochs)) > 1:
         raise InputError(
-            f"--model-path {args.model_path} must be one folder for all machines: their runs differ"
+            f"--model-path {args.model_path} must be one folder for all machines: the "
+            "ranks see other runs"
         )
     return checkpoint, path
 
 
 def check_is_new(name: str, last: str, args: argparse.Namespace) -> None:
-    """Raise InputError if there is a run of this name: a new one would write over it."""
+    """Raise InputError if a run of this name exists: a new one would overwrite it."""
     other_name = "give another --method (or --model-path and --log-path)"
     if os.path.exists(last):
-        raise InputError(f"{last} is there already: give --resume last, or {other_name}")
+        raise InputError(f"{last} exists already: give --resume last, or {other_name}")
     metrics = os.path.join(args.log_path, name, "metrics.jsonl")
     if os.path.exists(metrics):
-        raise InputError(f"{metrics} is there already, but not {last}: {other_name}, or remove it")
+        raise InputError(f"{metrics} exists already, but not {last}: {other_name}, or remove it")
 
 
 class RunRecord:
@@ -605,14 +613,14 @@ class RunRecord:
     def checkpoint_path(self, kind: str) -> str:
         return os.path.join(self.args.model_path, f"{self.name}_{kind}.t")
 
-    def resume(
+    def start(
         self,
         checkpoint: dict | None,
         path: str,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> int:
-        """Restore what a checkpoint holds beside the weights; return the first epoch to train.
+        """Restore the run from ``checkpoint``, if given, and open its logs; return the first epoch.
 
         A checkpoint of train.py restores the state after its epoch exactly (FIDELITY 7). Published
         ones hold the epoch and scores only.
@@ -658,24 +666,29 @@ class RunRecord:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        """Record an epoch and save it. ``scores``: fc scores of its test, if it was tested."""
+        """Record an epoch and save it. ``scores``: its fc scores, if it was tested."""
+        self.epoch = epoch
+        self.metrics.append(without_infinite(metrics))
+        is_best = scores is not None and scores.cmc[0] > self.best["rank1"]
+        if scores is not None:
+            self.cmc = scores.cmc.tolist()
+            self.mAP = scores.mAP
+        if is_best:
+            self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": epoch}
+        if utils.rank() > 0:
+            return
+
+        # In the order in which they are written.
         kinds = []
         keep_every = self.args.save_epoch
         if keep_every and epoch > KEEP_AFTER and epoch % keep_every == 0:
             kinds.append(f"epoch_{epoch}")
-        if scores is not None:
-            self.cmc = scores.cmc.tolist()
-            self.mAP = scores.mAP
-            if self.cmc[0] > self.best["rank1"]:
-                self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": epoch}
-                kinds.append("best")
-        self.epoch = epoch
-        self.metrics.append(without_infinite(metrics))
-        if utils.rank() == 0:
-            check_weights(net, epoch, self.args)
-            kinds.append("last")  # after the others: a kill in between repeats the epoch
-            self.save(kinds, net, optimizer, scaler)
-            self.log_metrics(self.metrics[-1])
+        if is_best:
+            kinds.append("best")
+        kinds.append("last")
+        check_weights(net, epoch, self.args)
+        self.save(kinds, net, optimizer, scaler)
+        self.log_metrics(self.metrics[-1])
 
     def save(
         self,
@@ -756,7 +769,7 @@ def damaged_state(path: str) -> InputError:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str) -> None:
-    """Restore momentum, in the memory format of the weights, which the fused update needs.
+    """Restore the optimizer's buffers, in the memory format of the weights: fused updates need it.
 
     Learning rates and other settings stay as the flags have them.
 
@@ -792,7 +805,7 @@ def are_buffers_of(parameter: Tensor, optimizer: torch.optim.Optimizer, buffers:
     elif isinstance(optimizer, torch.optim.Adam):
         shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
     else:
-        return True  # an optimizer that somebody adds
+        return True  # an optimizer that somebody adds is not checked
     if not isinstance(buffers, dict) or set(buffers) != set(shapes):
         return False
     return all(is_dense(buffers[name], shape) for name, shape in shapes.items())
@@ -819,4 +832,4 @@ def score_command(record: RunRecord, args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    utils.run(main, "interrupted: the same command with --resume last resumes after the last epoch")
+    utils.run(main, "interrupted: --resume last resumes after the last finished epoch")

@@ -1,4 +1,4 @@
-"""What all scripts share: errors, flags, distributed training, logs, device and seeds, files."""
+"""What all scripts share: errors, flags, ranks, logs, device and seeds, files, checkpoints."""
 
 import argparse
 import codecs
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 
 class InputError(ValueError):
-    """An error that the user can mend. The message names cause and remedy in one line."""
+    """An error that the user can fix. The message names cause and remedy in one line."""
 
 
 MEMORY_ADVICE = (
     "out of memory: lower --test-batch; in training --batch-size, or give --cache host or "
     "--precision bf16"
 )
-RESOURCE_ADVICE = {  # part of a message of PyTorch's or the system's: what to do about it
+RESOURCE_ADVICE = {  # part of an error message: what to do about it
     "out of memory": MEMORY_ADVICE,
     "not enough memory": MEMORY_ADVICE,
     "allocate memory": MEMORY_ADVICE,
@@ -53,7 +53,7 @@ RESOURCE_ADVICE = {  # part of a message of PyTorch's or the system's: what to d
 
 
 def resource_advice(error: BaseException) -> str | None:
-    """Return what to do about exhausted memory, open files or processes; None: another error."""
+    """Return what to do if memory, files or processes ran out; None for any other error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return MEMORY_ADVICE
     if isinstance(error, OSError | RuntimeError):  # PyTorch raises mere RuntimeErrors
@@ -65,7 +65,7 @@ def resource_advice(error: BaseException) -> str | None:
 
 
 def user_message(error: BaseException) -> str | None:
-    """Return the line to show for an error that the user can mend; None: it is a bug."""
+    """Return the line to show for an error that the user can fix; None if it is a bug."""
     advice = resource_advice(error)
     if advice is not None:
         return advice
@@ -75,10 +75,10 @@ def user_message(error: BaseException) -> str | None:
 
 
 def run(main: Callable[[], None], when_interrupted: str = "interrupted") -> None:
-    """Call a script's ``main``, in each process that torchrun started, and end the program.
+    """Run a script's ``main``, as one of torchrun's processes if it started this one.
 
-    Exit status 2: one line on stderr says what the user can mend. Exit status 130: Ctrl-C. Any
-    other error is a bug, and shows its traceback.
+    An error that the user can fix becomes one line on stderr and exit status 2, Ctrl-C one line and
+    status 130. Any other error is a bug, and shows its traceback.
     """
     script = os.path.basename(sys.argv[0])
     try:
@@ -121,7 +121,7 @@ def with_dashes(words: Iterable[str]) -> list[str]:
 
     The published commands have both spellings.
     """
-    return [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in words]
+    return [re.sub(r"^--[\w-]+", lambda match: match[0].replace("_", "-"), word) for word in words]
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -140,12 +140,12 @@ def parse_known(
     return parser.parse_known_args(with_dashes(argv))
 
 
-def number_type(number: type, is_valid: Callable[[float], bool], needed: str) -> Callable:
+def number_type(to_number: type, is_valid: Callable[[float], bool], needed: str) -> Callable:
     """Make a ``type`` for add_argument: int or float, with an error that says what is needed."""
 
     def convert(text: str) -> float:
         try:
-            value = number(text)
+            value = to_number(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {needed}") from None
         if not is_valid(value):
@@ -159,8 +159,8 @@ positive_int = number_type(int, lambda x: x > 0, "a whole number above 0")
 non_negative_int = number_type(int, lambda x: x >= 0, "a whole number, 0 or more")
 positive_float = number_type(float, lambda x: 0 < x < np.inf, "a number above 0")
 non_negative_float = number_type(float, lambda x: 0 <= x < np.inf, "a number, 0 or more")
-seed = number_type(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
-probability = number_type(float, lambda x: 0 <= x < 1, "a number from 0 to less than 1")
+seed_number = number_type(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
+dropout_rate = number_type(float, lambda x: 0 <= x < 1, "a number from 0 to less than 1")
 
 
 def flag_text(name: str, value: object) -> str:
@@ -191,7 +191,7 @@ def add_data_path_flag(parser: argparse.ArgumentParser, datasets: dict) -> None:
 
 
 def default_workers() -> int:
-    """Return the processors for each rank on this machine, at most 8."""
+    """Return how many image readers each rank starts: its part of the processors, at most 8."""
     if hasattr(os, "sched_getaffinity"):
         processors = len(os.sched_getaffinity(0))
     else:
@@ -204,8 +204,18 @@ def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
     """Add where images are, the size they are resized to, and how many processes read them."""
     add = parser.add_argument
     add_data_path_flag(parser, datasets)
-    add("--img-h", type=positive_int, default=288, help="image height in pixels (%(default)s)")
-    add("--img-w", type=positive_int, default=144, help="image width in pixels (%(default)s)")
+    add(
+        "--img-h",
+        type=positive_int,
+        default=288,
+        help="image height in pixels (288; test.py: the checkpoint's)",
+    )
+    add(
+        "--img-w",
+        type=positive_int,
+        default=144,
+        help="image width in pixels (144; test.py: the checkpoint's)",
+    )
     add(
         "--workers",
         type=non_negative_int,
@@ -216,14 +226,25 @@ def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
 
 def add_shared_flags(parser: argparse.ArgumentParser, datasets: dict, archs: Iterable[str]) -> None:
     """Add the flags that train.py and test.py have in common."""
+    or_checkpoint = "; test.py: the checkpoint's"
     add = parser.add_argument
     add("--dataset", choices=list(datasets), default="sysu", help="dataset (%(default)s)")
     add_image_flags(parser, datasets)
-    add("--arch", choices=list(archs), default="resnet50", help="backbone (%(default)s)")
-    add("--low-dim", type=positive_int, default=512, help="size of stripe features (%(default)s)")
-    add("--num-parts", type=positive_int, default=6, help="horizontal stripes (%(default)s)")
-    add("--drop", type=probability, default=0.0, help="dropout of the classifiers (%(default)s)")
-    add("--resume", "-r", default="", help="checkpoint: a path, or a name in --model-path")
+    add(
+        "--arch",
+        choices=list(archs),
+        default="resnet50",
+        help=f"backbone (resnet50{or_checkpoint})",
+    )
+    add(
+        "--low-dim",
+        type=positive_int,
+        default=512,
+        help=f"size of stripe features (512{or_checkpoint})",
+    )
+    add("--num-parts", type=positive_int, default=6, help=f"stripes (6{or_checkpoint})")
+    add("--drop", type=dropout_rate, default=0.0, help=f"dropout (0{or_checkpoint})")
+    add("--resume", "-r", default="", help="checkpoint: path, or name in --model-path; see above")
     add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
     add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
     add("--test-batch", type=positive_int, default=64, help="images per test batch (%(default)s)")
@@ -290,7 +311,7 @@ def gather(value: object) -> list:
 def start_log(args: argparse.Namespace, path: str | None = None) -> None:
     """Send log lines to the screen, and append them to the file ``path``. Other ranks are silent.
 
-    The file starts with flags and versions. This module's debug lines go to the file alone.
+    Flags and versions come first, in the file alone.
     """
     logging.raiseExceptions = False  # a closed screen or a full disk ends the log, not the training
     if rank() > 0:
@@ -302,6 +323,7 @@ def start_log(args: argparse.Namespace, path: str | None = None) -> None:
     if path:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+    # Warnings show their level, other lines do not.
     logging.addLevelName(logging.DEBUG, "")
     logging.addLevelName(logging.INFO, "")
     logging.addLevelName(logging.WARNING, "warning: ")
@@ -314,7 +336,7 @@ def start_log(args: argparse.Namespace, path: str | None = None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes the results, and the commit of this code."""
+    """Return the versions of Python and libraries, and the commit of this code."""
     libraries = ("torch", "torchvision", "numpy")
     result = {"python": sys.version.split()[0]}
     result |= {name: importlib.metadata.version(name) for name in libraries}
@@ -336,7 +358,7 @@ def git_commit() -> str:
 
 
 def select_device(gpu: int) -> torch.device:
-    """Return the GPU of this number, under torchrun that of this rank; without GPUs the CPU.
+    """Return GPU number ``gpu``, or under torchrun this rank's own; without any GPU the CPU.
 
     With a single GPU any number means that one: the published commands say --gpu 1.
 
@@ -481,11 +503,12 @@ def read_torch_file(path: str, map_location: str = "cpu") -> object:
     """
     if not os.path.isfile(path):
         raise InputError(f"{path} is not a file")
+    # Published checkpoints hold numpy arrays and scalars. codecs.encode restores their bytes.
     allowed = [np.ndarray, np.dtype, codecs.encode]
     allowed += [type(np.dtype(code)) for code in ("f4", "f8", "i8")]
     make_array = np.empty(0).__reduce__()[0]  # what pickle calls for an array, and for a scalar
     make_scalar = np.float64(0).__reduce__()[0]
-    for module in ("core", "_core"):  # of numpy 1 and of numpy 2
+    for module in ("core", "_core"):  # as numpy 1 and numpy 2 call it
         allowed.append((make_array, f"numpy.{module}.multiarray._reconstruct"))
         allowed.append((make_scalar, f"numpy.{module}.multiarray.scalar"))
     try:
@@ -518,7 +541,7 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     """Read a checkpoint of train.py, or a published ``.t`` file.
 
     ``cmc`` becomes a list of float, ``mAP`` a float. Published files lack ``config``, which is
-    inferred from the weights: "drop" is None if there is dropout, since they do not tell its rate.
+    inferred from the weights: "drop" is None if there is dropout, for they do not record its rate.
 
     Raises:
         InputError: the file is missing or damaged, or it is not a checkpoint of this method.
@@ -559,7 +582,7 @@ def is_sound_config(config: object) -> bool:
 
 
 def is_plain_dict(value: object) -> bool:
-    """Return whether this is a dict from str to numbers, words, truth values and None."""
+    """Return whether this is a dict from str to numbers, strings, bools and None."""
     if not isinstance(value, dict):
         return False
     if not all(isinstance(name, str) for name in value):
@@ -569,7 +592,9 @@ def is_plain_dict(value: object) -> bool:
 
 def config_of_weights(weights: dict[str, torch.Tensor]) -> dict:
     """Infer the arguments of `EmbedNet` from its state_dict; {} if it is another network's."""
-    has_dropout = "classifier1.classifier.2.weight" in weights  # its layer moves the Linear by one
+    has_dropout = (
+        "classifier1.classifier.2.weight" in weights
+    )  # the Dropout shifts the Linear from 1 to 2
     classifier = weights.get(f"classifier1.classifier.{1 + has_dropout}.weight")
     if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
         return {}

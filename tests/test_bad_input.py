@@ -576,4 +576,4 @@ def test_scaler_states_that_do_not_hold_together_are_rejected(sysu_run, scaler_s
     optimizer = train.build_optimizer(net, args)
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     with pytest.raises(utils.InputError, match=r"_last\.t"):
-        train.RunRecord(RUN, 10, args).resume(checkpoint, path, optimizer, scaler)
+        train.RunRecord(RUN, 10, args).start(checkpoint, path, optimizer, scaler)

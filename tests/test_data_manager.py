@@ -73,7 +73,7 @@ def test_multi_shot_takes_all_images_where_there_are_fewer_than_10(sysu_tree, ca
             expected += [str(path) for path in sysu_tree.glob(f"cam{camid}/{pid:04d}/*.jpg")]
     assert expected
     assert sorted(gallery.paths) == sorted(expected)
-    assert caplog.text.count("fewer than 10 gallery images") == 1
+    assert caplog.text.count("fewer than 10 images to draw") == 1
 
 
 def test_sysu_training_lists_leave_out_other_files(golden_tree, tmp_path):

@@ -154,7 +154,7 @@ def test_a_run_is_not_written_over(error_of, sysu_run):
     folders = ["--model_path", models, "--log_path", logs]
     for resume in ([], ["--resume", f"{RUN}_best.t", "--epochs", 2]):
         line = error_of("train.py", *RUN_FLAGS, *data, *folders, *resume)
-        assert f"{RUN}_last.t is there already" in line
+        assert f"{RUN}_last.t exists already" in line
         assert "--resume last" in line
 
 
@@ -164,7 +164,7 @@ def test_metrics_without_a_checkpoint_are_not_written_over(error_of, sysu_run, t
     logs = sysu_run["logs"]
     folders = ["--data_path", sysu_run["data"], "--model_path", tmp_path, "--log_path", logs]
     line = error_of("train.py", *RUN_FLAGS, *folders, *resume)
-    assert f"{RUN}/metrics.jsonl is there already, but not {tmp_path}/{RUN}_last.t" in line
+    assert f"{RUN}/metrics.jsonl exists already, but not {tmp_path}/{RUN}_last.t" in line
     assert "give another --method" in line
     assert "or remove it" in line
     assert "--resume" not in line

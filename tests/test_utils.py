@@ -351,7 +351,7 @@ def test_a_wrong_flag_is_two_lines_of_argparse(script, capsys):
         (utils.non_negative_int, ["0", "20"], ["-1", "1.5", "one"]),
         (utils.positive_float, ["0.1", "1e-3", "2"], ["0", "-1", "nan", "inf", "one"]),
         (utils.non_negative_float, ["0", "0.1"], ["-0.1", "nan", "inf", "one"]),
-        (utils.probability, ["0", "0.5"], ["1", "-0.1", "nan", "half"]),
+        (utils.dropout_rate, ["0", "0.5"], ["1", "-0.1", "nan", "half"]),
     ],
 )
 def test_numbers_of_flags_are_checked(number_type, valid, invalid):

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
     add("--features", metavar="NAME", help="score these features alone")
     add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
-    add("--seed", type=utils.seed, default=1, help="seed of random rankings (1)")
+    add("--seed", type=utils.seed_number, default=1, help="seed of random rankings (1)")
     utils.add_protocol_flags(parser, DATASETS)
     galleries = ["seeded", "official"]
     gallery_help = "which galleries of SYSU-MM01 (%(default)s)"

@@ -50,7 +50,7 @@ def add_persons_flags(parser: argparse.ArgumentParser, default: int) -> None:
     """Add how many persons to show, and the seed that chooses them."""
     add = parser.add_argument
     add("--persons", type=utils.positive_int, default=default, help="persons to show (%(default)s)")
-    add("--seed", type=utils.seed, default=0, help="random seed (%(default)s)")
+    add("--seed", type=utils.seed_number, default=0, help="random seed (%(default)s)")
 
 
 def read_labelled_features(args: argparse.Namespace) -> dict[str, Features]:
@@ -116,7 +116,7 @@ def add_ranked_flags(parser: argparse.ArgumentParser) -> None:
     utils.add_data_path_flag(parser, DATASETS)
     utils.add_protocol_flags(parser, DATASETS)
     add("--rows", type=utils.positive_int, default=2, help="queries of each kind (%(default)s)")
-    add("--seed", type=utils.seed, default=0, help="random seed (%(default)s)")
+    add("--seed", type=utils.seed_number, default=0, help="random seed (%(default)s)")
 
 
 def draw_ranked(args: argparse.Namespace) -> Figure:
