@@ -1,5 +1,7 @@
 """Lists -> tensors: read images, draw identities, transform, and make the batches of an epoch."""
 
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
+
 import functools
 import logging
 import os

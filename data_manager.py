@@ -15,6 +15,8 @@ Everything else about a dataset is its entry in `DATASETS`, at the end; docs/DAT
 add one. A list or a dataset that is missing or malformed on disk raises `InputError`.
 """
 
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
+
 import itertools
 import logging
 import os

@@ -5,6 +5,8 @@ the queries that have a match in the gallery (FIDELITY 12). Equal distances keep
 gallery (FIDELITY 17).
 """
 
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
+
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

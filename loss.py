@@ -1,5 +1,7 @@
 """The loss: cross-entropy plus the Hetero-Center loss, for each stripe (paper, section 3.3)."""
 
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,5 +1,7 @@
 """The network: a backbone per modality; a shared head and classifier per stripe (section 3.2)."""
 
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
+
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable

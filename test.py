@@ -65,7 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     kinds = [*FEATURE_KINDS, "both"]
     add("--features", choices=kinds, default="both", help="features to score (%(default)s)")
     add("--flip", action="store_true", help="average features of each image and its mirror image")
-    add("--precision", choices=["tf32", "fp32"], default="tf32", help="of a GPU (%(default)s)")
+    add(
+        "--precision",
+        choices=["tf32", "fp32"],
+        default="tf32",
+        help="of a GPU's convolutions (%(default)s)",
+    )
     add(
         "--seed",
         type=utils.seed_number,

@@ -7,8 +7,10 @@
 The script tests every second epoch. It writes <run>_last.t after each epoch, <run>_best.t (the best
 rank-1 of fc features: selected on the test set) and <run>_epoch_<n>.t to --model-path; <run>.log
 and <run>/metrics.jsonl to --log-path. The same command with --resume last resumes a run after its
-last finished epoch. "FIDELITY n" in comments is row n of docs/FIDELITY.md.
+last finished epoch.
 """
+
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
 
 import argparse
 import contextlib

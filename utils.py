@@ -1,5 +1,7 @@
 """What all scripts share: errors, flags, ranks, logs, device and seeds, files, checkpoints."""
 
+# "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
+
 import argparse
 import codecs
 import contextlib
@@ -243,8 +245,18 @@ def add_shared_flags(parser: argparse.ArgumentParser, datasets: dict, archs: Ite
         help=f"size of stripe features (512{or_checkpoint})",
     )
     add("--num-parts", type=positive_int, default=6, help=f"stripes (6{or_checkpoint})")
-    add("--drop", type=dropout_rate, default=0.0, help=f"dropout (0{or_checkpoint})")
-    add("--resume", "-r", default="", help="checkpoint: path, or name in --model-path; see above")
+    add(
+        "--drop",
+        type=dropout_rate,
+        default=0.0,
+        help=f"dropout of the classifiers (0{or_checkpoint})",
+    )
+    add(
+        "--resume",
+        "-r",
+        default="",
+        help="checkpoint path, or name in --model-path; train.py: `last` resumes this run",
+    )
     add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
     add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
     add("--test-batch", type=positive_int, default=64, help="images per test batch (%(default)s)")
