@@ -257,6 +257,8 @@ def problem_of_arrays(train_set: TrainingSet) -> str | None:
 
 def map_array(path: str, root: str) -> np.ndarray:
     """Open an .npy file, memory-mapped."""
+    if not os.path.isfile(path):
+        raise InputError(f"{path} not found: {preprocess_command(root)}")
     try:
         return np.lib.format.open_memmap(path, mode="r")  # np.load would take archives, too
     except Exception as error:  # corrupt files make numpy raise many types

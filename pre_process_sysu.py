@@ -105,7 +105,7 @@ def main() -> None:
         log.info("the arrays exist and match: nothing to do (--force writes them again)")
         return
     lock = os.path.join(root, "pre_process.lock")
-    with utils.lock_file(lock, "another process writes these arrays"):
+    with utils.lock_file(lock, "another process writes these arrays: wait for it"):
         if any(os.path.exists(images) for images, _ in files.values()):
             log.warning("existing arrays are replaced by arrays of %d x %d pixels", *size)
         write_arrays(files, splits, size, args.workers)

@@ -538,7 +538,9 @@ def lock_run(name: str, args: argparse.Namespace) -> Iterator[None]:
     os.makedirs(args.model_path, exist_ok=True)
     os.makedirs(os.path.join(args.log_path, name), exist_ok=True)
     path = os.path.join(args.model_path, f"{name}.lock")
-    with utils.lock_file(path, f"another process trains {name}"):
+    with utils.lock_file(
+        path, f"another process trains {name}: wait for it, or give another --method"
+    ):
         yield
 
 

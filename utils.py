@@ -514,7 +514,7 @@ def read_torch_file(path: str, map_location: str = "cpu") -> object:
             and the numpy types of published checkpoints.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path} is not a file")
+        raise InputError(f"{path} not found")
     # Published checkpoints hold numpy arrays and scalars. codecs.encode restores their bytes.
     allowed = [np.ndarray, np.dtype, codecs.encode]
     allowed += [type(np.dtype(code)) for code in ("f4", "f8", "i8")]

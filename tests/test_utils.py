@@ -181,6 +181,9 @@ def test_out_of_memory_is_no_fault_of_images_arrays_or_weights(
     image = next(golden_tree.glob("cam1/*/*.jpg"))
     weights = model.Backbone(model.BACKBONES["tiny"].build, 32, raise_always(error))
     monkeypatch.setattr(data_loader.Image, "open", raise_always(error))
+    for modality in ("rgb", "ir"):
+        for file in data_loader.array_files(str(tmp_path), modality):
+            Path(file).touch()
     monkeypatch.setattr(np.lib.format, "open_memmap", raise_always(error))
     monkeypatch.setitem(model.BACKBONES, "tiny", weights)
     errors = [

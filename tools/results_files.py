@@ -175,7 +175,9 @@ def not_results(path: str, reason: str) -> InputError:
 
 
 def read_json(path: str) -> object:
-    """Read a JSON file. InputError: it is not JSON."""
+    """Read a JSON file. InputError: it is missing, or not JSON."""
+    if not os.path.isfile(path):
+        raise InputError(f"{path} not found: give a result file of test.py, like log/test_….json")
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)

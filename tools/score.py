@@ -135,6 +135,8 @@ def malformed(path: str, reason: str) -> utils.InputError:
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz file. InputError: it is missing, or cannot be read."""
+    if not os.path.isfile(path):
+        raise utils.InputError(f"{path} not found: test.py --save-features writes such files")
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # numpy does not compare all checksums
@@ -236,6 +238,8 @@ def official_draw(path: str) -> DrawGallery:
 
 def read_rand_perm(path: str) -> list[dict[int, np.ndarray]]:
     """Read the permutations {person: array} of each camera. InputError: it is no such file."""
+    if not os.path.isfile(path):
+        raise utils.InputError(f"--rand-perm {path} not found")
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # SciPy raises many types on corrupt files
