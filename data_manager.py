@@ -29,6 +29,7 @@ import numpy as np
 
 from utils import InputError
 
+SYNTHETIC_MARKER = "synthetic.json"  # tools.make_synthetic writes it into its datasets
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 log = logging.getLogger(__name__)
@@ -444,6 +445,11 @@ def relabel(pids: np.ndarray) -> np.ndarray:
     """Return class labels 0..n-1, in ascending order of person id (FIDELITY 2)."""
     _, labels = np.unique(pids, return_inverse=True)
     return labels
+
+
+def is_synthetic(root: str) -> bool:
+    """Return whether tools.make_synthetic made this dataset."""
+    return os.path.exists(os.path.join(root, SYNTHETIC_MARKER))
 
 
 def split_of_rows(rows: list[tuple[str, int, int, bool]]) -> Split:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import utils
 from data_loader import ImageBatches
-from data_manager import DATASETS, Dataset, EvalTrial, Split, keep_used
+from data_manager import DATASETS, Dataset, EvalTrial, Split, is_synthetic, keep_used
 from eval_metrics import Results
 from model import BACKBONES, FEATURE_KINDS, EmbedNet, extract_features, load_network, to_device
 
@@ -275,8 +275,7 @@ def open_network(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
     description["dataset"] = args.dataset
     description["flip"] = args.flip
     description["trial"] = trial
-    # tools.make_synthetic marks its datasets with this file.
-    description["synthetic"] = os.path.exists(os.path.join(args.data_path, "synthetic.json"))
+    description["synthetic"] = is_synthetic(args.data_path)
     return net, description
 
 

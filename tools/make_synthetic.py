@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import utils
 from data_loader import ignore_ctrl_c
+from data_manager import SYNTHETIC_MARKER
 from tools.synthetic_people import DIFFICULTIES, SPLIT, TRIAL, VERSION, draw_image
 
 
@@ -340,7 +341,7 @@ def make_tree(
     if is_made(out, note):
         return False
     tree = TREES[dataset](ids, images, seed)
-    tree.texts["synthetic.json"] = note
+    tree.texts[SYNTHETIC_MARKER] = note
     partial = out.with_name(out.name + ".synthetic-partial")
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
     for path, text in tree.texts.items():
@@ -354,7 +355,7 @@ def make_tree(
 
 def is_made(out: Path, note: str) -> bool:
     """Tell whether a folder holds the tree with this note; other content is an InputError."""
-    note_file = out / "synthetic.json"
+    note_file = out / SYNTHETIC_MARKER
     if note_file.is_file() and note_file.read_bytes() == note.encode():
         return True
     is_empty_folder = out.is_dir() and not any(out.iterdir())

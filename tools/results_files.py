@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_manager import DATASETS, Dataset, EvalTrial, Split
+from data_manager import DATASETS, Dataset, EvalTrial, Split, is_synthetic
 from eval_metrics import MEASURES, RANKS, TrialCounts
 from tools.score import load_features
 from utils import InputError
@@ -43,17 +43,16 @@ def label_files(entries: list[str]) -> dict[str, str]:
     return files
 
 
-def name_of_data(dataset: Dataset, is_synthetic: bool) -> str:
+def name_of_data(dataset: Dataset, people_are_synthetic: bool) -> str:
     """Return a dataset's name for titles, which tells that people are synthetic."""
-    if is_synthetic:
+    if people_are_synthetic:
         return f"synthetic, {dataset.title} layout"
     return dataset.title
 
 
 def name_of_tree(dataset: Dataset, root: str) -> str:
     """Return the name, for titles, of the data in the folder ``root``."""
-    marker = os.path.join(root, "synthetic.json")  # tools.make_synthetic writes it
-    return name_of_data(dataset, os.path.exists(marker))
+    return name_of_data(dataset, is_synthetic(root))
 
 
 # ---- metrics of a run ---------------------------------------------------------------------------
