@@ -3,8 +3,11 @@
 # "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
 
 import functools
+import hashlib
 import logging
 import os
+import re
+import shlex
 import signal
 import warnings
 from collections import deque
@@ -15,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import data_manager
 from data_manager import Dataset, Split
-from utils import InputError, resource_advice
+from utils import READER_REMEDY, InputError, resource_advice
 
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP")  # by content; for others Pillow may run programs
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # for EPS Pillow would run Ghostscript
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 READ_BATCH = 64  # image files that a worker reads at a time
@@ -38,22 +41,29 @@ log = logging.getLogger(__name__)
 def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
     """Read an image file as (height, width, 3) uint8, resized by Lanczos (FIDELITY 3).
 
+    An image is turned upright if its EXIF data say so. Transparency is ignored.
+
     Args:
-        path: a JPEG, PNG or BMP file.
+        path: a JPEG, PNG, BMP, TIFF or WebP file.
         size: (height, width).
 
     Raises:
-        InputError: it is missing, damaged, or beyond Pillow's limit of pixels.
+        InputError: it is missing, damaged, beyond Pillow's limit of pixels, or has more than 8 bits
+            a channel.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path} not found, though it is listed: is --data-path right?")
+        raise InputError(f"{path} not found, or a broken link: is --data-path right?")
     height, width = size
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(path, formats=IMAGE_FORMATS) as file,
         ):
+            check_8_bits(file, path)
+            ImageOps.exif_transpose(file, in_place=True)
             image = file.convert("RGB")
+    except (InputError, PermissionError):
+        raise
     except Exception as error:  # corrupt files make Pillow raise many types
         if resource_advice(error):
             raise
@@ -63,34 +73,61 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def read_batch(paths: list[str], size: tuple[int, int]) -> Tensor | InputError:
+def check_8_bits(file: Image.Image, path: str) -> None:
+    """Raise InputError if an open image has 16 or 32 bits a channel, or floats.
+
+    Pillow would clip such values to 255, or drop their lower bits.
+    """
+    is_wide = file.mode.startswith(("I", "F"))
+    # The mode of colour images hides the bits. How a tile is stored shows them: "RGB;16B".
+    for tile in file.tile:
+        if re.search(";16[BLN]", str(tile[3])):
+            is_wide = True
+    if is_wide:
+        raise InputError(
+            f"{path} has more than 8 bits a channel (Pillow's mode {file.mode}): convert all "
+            "images to 8 bits, with one fixed range of values for all"
+        )
+
+
+def read_batch(paths: list[str], size: tuple[int, int]) -> np.ndarray | InputError:
     """Read some image files as (N, height, width, 3) uint8.
 
     An error is returned, not raised: DataLoader would bury its message in a worker's traceback.
     """
     try:
-        images = [read_image(path, size) for path in paths]
+        return np.stack([read_image(path, size) for path in paths])
     except InputError as error:
         return error
-    return torch.from_numpy(np.stack(images))
 
 
-def read_images(batches: list[list[str]], size: tuple[int, int], workers: int) -> Iterator[Tensor]:
+def read_images(
+    batches: list[list[str]], size: tuple[int, int], workers: int
+) -> Iterator[np.ndarray]:
     """Yield the images of each batch of paths, (N, height, width, 3) uint8, read ahead.
 
+    The workers send arrays, not tensors: those would need shared memory, of which containers have
+    little.
+
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read, or no worker can be started.
     """
     loader = DataLoader(
         batches,  # of paths; collate_fn reads the images of one batch
         batch_size=None,
         collate_fn=functools.partial(read_batch, size=size),
         num_workers=workers,
-        # Without its own generator the loader draws from torch's, and changes dropout masks.
+        # Otherwise the loader draws from torch's global generator, and changes dropout masks.
         generator=torch.Generator(),
         worker_init_fn=ignore_ctrl_c,
     )
-    for images in loader:
+    try:
+        batches_of_images = iter(loader)  # starts the workers
+    except OSError as error:  # /dev/shm is full, or cannot be written to
+        if resource_advice(error):
+            raise
+        raise InputError(f"image readers cannot start ({error}): {READER_REMEDY}") from error
+    for images in batches_of_images:
         if isinstance(images, InputError):
             raise images
         yield images
@@ -149,7 +186,8 @@ class ImageBatches:
             paths.append([self.split.paths[i] for i in indices])
         images = read_images(paths, self.size, self.workers)
         for (modality, indices), batch in zip(self.batches, images, strict=True):
-            yield modality, indices, to_input(batch.to(self.device), self.size)
+            images_on_device = torch.from_numpy(batch).to(self.device)
+            yield modality, indices, to_input(images_on_device, self.size)
 
 
 # ---- training images ----------------------------------------------------------------------------
@@ -170,70 +208,150 @@ class TrainingSet:
 
 
 def load_training_set(
-    dataset: Dataset, root: str, trial: int | None, size: tuple[int, int], workers: int
+    dataset: Dataset,
+    root: str,
+    arrays_folder: str | None,
+    train_images: Split | None,
+    size: tuple[int, int],
+    workers: int,
 ) -> TrainingSet:
     """Load the arrays of pre_process_sysu.py, or read the dataset's training images.
+
+    Args:
+        dataset: decides which.
+        root: folder of the dataset.
+        arrays_folder: folder of the arrays; None: ``root``.
+        train_images: as `list_training_images` returns them. None: only for arrays.
+        size: (height, width) of images that are read. Arrays have their own size.
+        workers: processes that read images.
 
     Raises:
         InputError: something is missing, damaged, or does not fit the rest.
     """
     if dataset.preprocessed:
-        train_set = load_arrays(root)  # at their own size; TrainBatches scales them
-    else:
-        visible, thermal = dataset.train(root, trial)
-        # `relabel` numbers each modality separately: both must have the same persons.
-        visible, thermal = data_manager.keep_common_persons(visible, thermal, root)
-        data_manager.check_counts(data_manager.concatenate(visible, thermal), dataset, "train")
-        train_set = TrainingSet(
-            read_all_images(visible.paths, size, workers),
-            read_all_images(thermal.paths, size, workers),
-            data_manager.relabel(visible.pids),
-            data_manager.relabel(thermal.pids),
-        )
-    log.info(
-        "train: %d persons, %d visible and %d infrared images",
-        train_set.n_class,
-        len(train_set.visible),
-        len(train_set.thermal),
+        return load_arrays(root, arrays_folder, train_images, size)
+    visible = train_images.where(~train_images.thermal)
+    thermal = train_images.where(train_images.thermal)
+    return TrainingSet(
+        read_all_images(visible.paths, size, workers),
+        read_all_images(thermal.paths, size, workers),
+        data_manager.relabel(visible.pids),
+        data_manager.relabel(thermal.pids),
     )
-    return train_set
 
 
 def read_all_images(paths: list[str], size: tuple[int, int], workers: int) -> np.ndarray:
     """Read image files as (N, height, width, 3) uint8."""
-    return np.concatenate(list(read_images(chunks_of(paths), size, workers)))
+    images = np.empty((len(paths), *size, 3), np.uint8)
+    start = 0
+    for batch in read_images(chunks_of(paths), size, workers):
+        images[start : start + len(batch)] = batch
+        start += len(batch)
+    return images
 
 
-def array_files(root: str, modality: str) -> tuple[str, str]:
+# ---- arrays of pre_process_sysu.py --------------------------------------------------------------
+
+
+def array_files(folder: str, modality: str) -> tuple[str, str]:
     """Return the paths of images and labels; ``modality`` is "rgb" or "ir", as published."""
-    images = os.path.join(root, f"train_{modality}_resized_img.npy")
-    labels = os.path.join(root, f"train_{modality}_resized_label.npy")
+    images = os.path.join(folder, f"train_{modality}_resized_img.npy")
+    labels = os.path.join(folder, f"train_{modality}_resized_label.npy")
     return images, labels
 
 
-def load_arrays(root: str) -> TrainingSet:
+def digest_file(folder: str) -> str:
+    """Return the path of the digest that pre_process_sysu.py writes beside its arrays."""
+    return os.path.join(folder, "train_resized_digest.txt")
+
+
+def digest_of_images(images: Split, root: str, size: tuple[int, int]) -> str:
+    """Return a digest of the files from which arrays of images of this size are made.
+
+    It changes with the path below ``root``, the length or the modification time of any file.
+    A tree that is copied with its times keeps its digest: most archives keep whole seconds.
+    """
+    digest = hashlib.sha256(f"{size}".encode())
+    for path in images.paths:
+        name = os.path.relpath(path, root).replace(os.sep, "/")
+        status = os.stat(path)
+        digest.update(f"{name} {status.st_size} {int(status.st_mtime)}\n".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def read_digest(folder: str) -> str | None:
+    """Return the digest beside the arrays; None without one: the original code wrote none."""
+    try:
+        with open(digest_file(folder), encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def load_arrays(
+    root: str, arrays_folder: str | None, train_images: Split | None, size: tuple[int, int]
+) -> TrainingSet:
     """Load the arrays of pre_process_sysu.py, the images memory-mapped.
 
+    Args:
+        root: folder of the dataset.
+        arrays_folder: folder of the arrays; None: ``root``.
+        train_images: the images that the arrays must be of. None: they are not compared.
+        size: (height, width) for the command in errors. The arrays may have another size.
+
     Raises:
-        InputError: they are missing or damaged, or do not fit each other.
+        InputError: they are missing or damaged, or do not fit each other or the images.
     """
-    visible_file, visible_label_file = array_files(root, "rgb")
-    thermal_file, thermal_label_file = array_files(root, "ir")
-    train_set = TrainingSet(
-        map_array(visible_file, root),
-        map_array(thermal_file, root),
-        map_array(visible_label_file, root),
-        map_array(thermal_label_file, root),
-    )
+    folder = arrays_folder or root
+    remedy = preprocess_command(root, arrays_folder, size)
+    visible_file, visible_label_file = array_files(folder, "rgb")
+    thermal_file, thermal_label_file = array_files(folder, "ir")
+    visible = map_array(visible_file, remedy)
+    thermal = map_array(thermal_file, remedy)
+    visible_labels = map_array(visible_label_file, remedy)
+    thermal_labels = map_array(thermal_label_file, remedy)
+    train_set = TrainingSet(visible, thermal, visible_labels, thermal_labels)
     problem = problem_of_arrays(train_set)
+    if problem is None and train_images is not None:
+        problem = difference_from_images(train_set, train_images, root, folder)
     if problem:
-        raise InputError(f"{root}: {problem}: {preprocess_command(root)}")
+        raise InputError(f"{folder}: {problem}: {remedy}")
+    if train_images is None:
+        log.warning(
+            "train: %d persons, %d visible and %d infrared images in arrays; they are not compared "
+            "with image files: there are none, or no lists of them",
+            train_set.n_class,
+            len(visible),
+            len(thermal),
+        )
     return TrainingSet(
-        train_set.visible,
-        train_set.thermal,
-        train_set.visible_labels.astype(np.int64),
-        train_set.thermal_labels.astype(np.int64),
+        visible, thermal, visible_labels.astype(np.int64), thermal_labels.astype(np.int64)
     )
+
+
+def difference_from_images(
+    train_set: TrainingSet, train_images: Split, root: str, folder: str
+) -> str | None:
+    """Return how arrays differ from the training images; None if they are of these images.
+
+    Arrays without a digest, like those of the original code, are compared by their labels alone.
+    """
+    labels = data_manager.relabel(train_images.pids)
+    for modality, array_labels, image_labels in (
+        ("visible", train_set.visible_labels, labels[~train_images.thermal]),
+        ("infrared", train_set.thermal_labels, labels[train_images.thermal]),
+    ):
+        if not np.array_equal(np.bincount(array_labels), np.bincount(image_labels)):
+            return (
+                f"the arrays are of other persons or images: {len(array_labels)} {modality} images "
+                f"of {len(np.unique(array_labels))} persons, but the lists and folders have "
+                f"{len(image_labels)} of {len(np.unique(image_labels))}"
+            )
+    digest = read_digest(folder)
+    array_size = train_set.visible.shape[1:3]
+    if digest is not None and digest != digest_of_images(train_images, root, array_size):
+        return "since then image files were changed, renamed, or copied without their times"
+    return None
 
 
 def problem_of_arrays(train_set: TrainingSet) -> str | None:
@@ -249,26 +367,35 @@ def problem_of_arrays(train_set: TrainingSet) -> str | None:
             return "there are no images"
         if labels.dtype.kind not in "iu":
             return f"labels of type {labels.dtype} are not whole numbers"
-    persons = np.unique(np.concatenate([train_set.visible_labels, train_set.thermal_labels]))
+    persons = np.unique(train_set.visible_labels)
+    if not np.array_equal(persons, np.unique(train_set.thermal_labels)):
+        return "visible and infrared images are of different persons"
     if not np.array_equal(persons, np.arange(len(persons))):
         return "the labels are not 0..n-1"
     return None
 
 
-def map_array(path: str, root: str) -> np.ndarray:
-    """Open an .npy file, memory-mapped."""
+def map_array(path: str, remedy: str) -> np.ndarray:
+    """Open an .npy file, memory-mapped. InputError, with the ``remedy``: it cannot be read."""
     if not os.path.isfile(path):
-        raise InputError(f"{path} not found: {preprocess_command(root)}")
+        raise InputError(f"{path} not found: {remedy}")
     try:
         return np.lib.format.open_memmap(path, mode="r")  # np.load would take archives, too
+    except PermissionError:
+        raise
     except Exception as error:  # corrupt files make numpy raise many types
         if resource_advice(error):
             raise
-        raise InputError(f"{path}: {error}: {preprocess_command(root)}") from error
+        raise InputError(f"{path}: {error}: {remedy}") from error
 
 
-def preprocess_command(root: str) -> str:
-    return f"run 'python pre_process_sysu.py --data-path {root}'"
+def preprocess_command(root: str, arrays_folder: str | None, size: tuple[int, int]) -> str:
+    """Return the command that makes the arrays, for errors."""
+    words = ["python", "pre_process_sysu.py", "--data-path", root]
+    if arrays_folder is not None:
+        words += ["--arrays", arrays_folder]
+    words += ["--img-h", str(size[0]), "--img-w", str(size[1])]
+    return f"run {shlex.join(words)}"
 
 
 # ---- batches ------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 SYSU-MM01 (491 persons)
     cam1 .. cam6/<person, 4 digits>/<image, 4 digits>.jpg     1, 2, 4, 5 visible, 3 and 6 infrared
-    exp/train_id.txt, val_id.txt, test_id.txt                 person ids, comma separated, on line 1
+    exp/train_id.txt, val_id.txt, test_id.txt                 person ids
 RegDB (412 persons, 10 visible and 10 thermal images each; ten trials)
     idx/{train,test}_{visible,thermal}_<trial>.txt            an image a line: <path> <label>
 LLCM (1,064 persons)
     idx/train_vis.txt, train_nir.txt                          an image a line: <path> <label>
-    idx/test_id.txt                                           person ids, comma separated, on line 1
+    idx/test_id.txt                                           person ids
     test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
     test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
+
+Person ids are separated by commas, blanks or line ends. A person's folder may have fewer digits.
+Of the persons on the lists nothing is left out without a warning or an error. "thermal" in names
+means infrared.
 
 Everything else about a dataset is its entry in `DATASETS`, at the end; docs/DATASETS.md says how to
 add one. A list or a dataset that is missing or malformed on disk raises `InputError`.
@@ -17,11 +21,13 @@ add one. A list or a dataset that is missing or malformed on disk raises `InputE
 
 # "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
 
+import codecs
 import itertools
 import logging
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -30,7 +36,9 @@ import numpy as np
 from utils import InputError
 
 SYNTHETIC_MARKER = "synthetic.json"  # tools.make_synthetic writes it into its datasets
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+UNKNOWN_CAMERA = 0
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # passed over without a warning, as hidden files are
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +62,10 @@ class Split:
         """The images at these indices, in their order."""
         paths = [self.paths[i] for i in indices]
         return Split(paths, self.pids[indices], self.camids[indices], self.thermal[indices])
+
+    def where(self, mask: np.ndarray) -> "Split":
+        """The images for which a (N,) bool mask is true."""
+        return self.take(np.flatnonzero(mask))
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,9 @@ class Dataset:
 
     title: str
     defaults: dict[str, float | str]  # of the flags data_path, lr, epochs and w_hc
-    # Of the real dataset, for a warning: "train" and "test" -> persons, visible, infrared images.
+    # Numbers of the real dataset: "train" and "test" -> persons, visible, infrared images.
     counts: dict[str, tuple[int, ...]]
-    # (root, trial) -> visible, infrared. Persons of one modality are dropped by whoever reads them.
+    # (root, trial) -> visible, infrared. `list_training_images` drops persons of one modality.
     train: Callable[[str, int | None], tuple[Split, Split]]
     test: Callable[[str, int | None], Split]  # (root, trial) -> all test images
     protocol_flags: dict[str, tuple[str, ...]]  # flag -> its values, the default first
@@ -96,7 +108,9 @@ class Dataset:
     trials: range = range(10)  # their numbers
     thermal_cameras: tuple[int, ...] = ()  # for tools.score, where files do not tell the modality
     cmc_by_identity: bool = True  # CMC: the first r distinct persons; False: the first r images
+    junk_rule: str = ""  # what `junk_mask` says, for an error
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
+    train_list: str = ""  # of a preprocessed dataset: without this list, its arrays are enough
     one_model_per_trial: bool = False  # each trial has training persons of its own
     official_persons: int = 0  # for tools.score: number of rows of the official .mat files
 
@@ -140,7 +154,7 @@ class Dataset:
         """Return the trials of the chosen protocols, protocol by protocol.
 
         Args:
-            images: all test images. A warning is logged if some seem to be missing.
+            images: all test images. Their numbers are logged.
             choice: as `protocols` takes it.
             trials: their numbers; None: all.
             draw: how galleries are drawn; None: `draw_seeded`.
@@ -148,7 +162,7 @@ class Dataset:
         Raises:
             InputError: there is no such protocol, or there are no queries or no gallery.
         """
-        check_counts(images, self, "test")
+        log_counts(images, self, "test")
         numbers = list(self.trials if trials is None else trials)
         draw = draw or draw_seeded
         eval_trials = []
@@ -167,6 +181,8 @@ class Dataset:
 
 SYSU_VISIBLE_CAMERAS = (1, 2, 4, 5)
 SYSU_THERMAL_CAMERAS = (3, 6)
+SYSU_CAMERAS = range(1, 7)
+SYSU_TEST_LIST = "exp/test_id.txt"
 
 
 def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
@@ -174,20 +190,40 @@ def sysu_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
 
     The persons are those of train_id.txt and val_id.txt, 395 in the real dataset. Persons who were
     seen in one modality only are left out, with a warning (FIDELITY 25).
+
+    Raises:
+        InputError: a list is missing or malformed, or a person is on the list of test persons, too.
     """
-    ids = read_ids(root, "exp/train_id.txt") + read_ids(root, "exp/val_id.txt")
-    pids = sorted(set(ids))
-    visible = images_in_folders(root, pids, SYSU_VISIBLE_CAMERAS, thermal_cameras=())
-    thermal = images_in_folders(
-        root, pids, SYSU_THERMAL_CAMERAS, thermal_cameras=SYSU_THERMAL_CAMERAS
-    )
-    return keep_common_persons(visible, thermal, root)
+    pids = read_ids(root, "exp/train_id.txt")
+    pids += read_ids(root, "exp/val_id.txt", may_be_empty=True)
+    if os.path.exists(os.path.join(root, SYSU_TEST_LIST)):
+        check_disjoint(pids, read_ids(root, SYSU_TEST_LIST), root)
+    images = sysu_images(root, pids, "train")
+    return keep_common_persons(images.where(~images.thermal), images.where(images.thermal))
+
+
+def check_disjoint(train_pids: list[int], test_pids: list[int], root: str) -> None:
+    """Raise InputError if a person is both a training and a test person."""
+    both = sorted(set(train_pids) & set(test_pids))
+    if both:
+        raise InputError(
+            f"{root}/exp: {len(both)} persons are on a training list and on the test list "
+            f"({first_three(both)}), so that scores would be too high: take them off one of them"
+        )
 
 
 def sysu_test(root: str, trial: int | None = None) -> Split:
     """List all images of the test persons: persons, cameras and names ascending."""
-    pids = sorted(set(read_ids(root, "exp/test_id.txt")))
-    return images_in_folders(root, pids, range(1, 7), thermal_cameras=SYSU_THERMAL_CAMERAS)
+    return sysu_images(root, read_ids(root, SYSU_TEST_LIST), "test")
+
+
+def sysu_images(root: str, pids: list[int], subset: str) -> Split:
+    """List all images of some persons; warn of what is left out of ``subset``, train or test."""
+    left_out = LeftOut(subset)
+    images = images_in_cameras(root, pids, SYSU_CAMERAS, SYSU_THERMAL_CAMERAS, left_out)
+    left_out.add_persons_without_images(pids, images)
+    left_out.warn()
+    return images
 
 
 def sysu_select(images: Split, mode: str, gall_mode: str) -> tuple[Selection, Selection]:
@@ -207,7 +243,7 @@ def sysu_junk_mask(
 def sysu_query(root: str, mode: str = "all") -> Split:
     """List the queries, 3,803 in the real dataset: all infrared test images, in every ``mode``."""
     images = sysu_test(root)
-    return images.take(np.flatnonzero(images.thermal))
+    return images.where(images.thermal)
 
 
 def sysu_gallery(root: str, mode: str = "all", gall_mode: str = "single", trial: int = 0) -> Split:
@@ -271,22 +307,24 @@ LLCM_CAMERAS = range(1, 10)  # both modalities use the same numbers
 
 
 def llcm_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
-    """List the visible and infrared training images, with camera 0: the lists name no camera."""
-    visible = images_in_list(root, "idx/train_vis.txt", 0, thermal=False)
-    thermal = images_in_list(root, "idx/train_nir.txt", 0, thermal=True)
+    """List the visible and the infrared training images: the lists name no camera."""
+    visible = images_in_list(root, "idx/train_vis.txt", UNKNOWN_CAMERA, thermal=False)
+    thermal = images_in_list(root, "idx/train_nir.txt", UNKNOWN_CAMERA, thermal=True)
     return visible, thermal
 
 
 def llcm_test(root: str, trial: int | None = None) -> Split:
     """List all test images, the visible ones first: persons, cameras and names ascending."""
-    pids = sorted(set(read_ids(root, "idx/test_id.txt")))
-    visible = images_in_folders(
-        os.path.join(root, "test_vis"), pids, LLCM_CAMERAS, thermal_cameras=()
-    )
-    thermal = images_in_folders(
-        os.path.join(root, "test_nir"), pids, LLCM_CAMERAS, thermal_cameras=LLCM_CAMERAS
-    )
-    return concatenate(visible, thermal)
+    pids = read_ids(root, "idx/test_id.txt")
+    visible_folder = os.path.join(root, "test_vis")
+    thermal_folder = os.path.join(root, "test_nir")
+    left_out = LeftOut("test")
+    visible = images_in_cameras(visible_folder, pids, LLCM_CAMERAS, (), left_out)
+    thermal = images_in_cameras(thermal_folder, pids, LLCM_CAMERAS, LLCM_CAMERAS, left_out)
+    images = concatenate(visible, thermal)
+    left_out.add_persons_without_images(pids, images)
+    left_out.warn()
+    return images
 
 
 def llcm_select(images: Split, search: str) -> tuple[Selection, Selection]:
@@ -387,20 +425,101 @@ def keep_used(images: Split, trials: list[EvalTrial]) -> tuple[Split, list[EvalT
     return images.take(used), new_trials
 
 
-# ---- what the datasets share --------------------------------------------------------------------
+# ---- training images and test images ------------------------------------------------------------
 
 
-def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
-    """Warn if this looks like the real dataset, but has other numbers of persons or images.
+def list_training_images(
+    dataset: Dataset, root: str, trial: int | None, may_be_missing: bool = False
+) -> Split | None:
+    """List the training images of all persons who have visible and infrared ones; log how many.
 
-    Small and synthetic datasets have other numbers of persons.
+    Args:
+        dataset: the dataset.
+        root: its folder.
+        trial: number of the model's trial, for RegDB.
+        may_be_missing: return None if there are no images or no lists of them, for some people
+            keep the arrays of pre_process_sysu.py alone.
+
+    Returns:
+        The images, the visible ones first.
+
+    Raises:
+        InputError: a list is missing or malformed, or there are no images.
     """
-    expected = dataset.counts.get(subset)
-    if not expected:
-        return
+    if may_be_missing and not os.path.exists(os.path.join(root, dataset.train_list)):
+        return None
+    visible, thermal = dataset.train(root, trial)
+    # `relabel` numbers each modality by itself: both must have the same persons.
+    images = concatenate(*keep_common_persons(visible, thermal))
+    if len(images):
+        log_counts(images, dataset, "train")
+        return images
+    if may_be_missing:
+        return None
+    raise InputError(
+        f"{root}: no training person has images in both modalities; "
+        "the README shows the folders that are expected"
+    )
+
+
+def keep_common_persons(visible: Split, thermal: Split) -> tuple[Split, Split]:
+    """Drop persons who were seen in one modality only, and name them in a warning (FIDELITY 25)."""
+    in_one_modality = np.setxor1d(visible.pids, thermal.pids)
+    if len(in_one_modality):
+        log.warning(
+            "left out of training, since they have images in one modality only: persons %s",
+            in_one_modality.tolist(),
+        )
+    visible = visible.where(~np.isin(visible.pids, in_one_modality))
+    thermal = thermal.where(~np.isin(thermal.pids, in_one_modality))
+    return visible, thermal
+
+
+def check_no_shared_images(train: Split, test: Split) -> None:
+    """Raise InputError if an image file is both a training and a test image."""
+    test_files = {file_identity(path) for path in test.paths}
+    test_files.discard(None)
+    both = [path for path in train.paths if file_identity(path) in test_files]
+    if both:
+        raise InputError(
+            f"{len(both)} images are both training and test images ({first_three(both)}), so that "
+            "scores would be too high: remove them from one of the two"
+        )
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode: they are equal for all paths of a file. None: there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def log_counts(images: Split, dataset: Dataset, subset: str) -> None:
+    """Log how many persons and images there are, and in which cameras.
+
+    Warn of files that are listed twice. Warn if this looks like the real dataset, but has other
+    numbers of persons or images: small and synthetic datasets have other numbers of persons.
+    """
     n_persons = len(np.unique(images.pids))
     n_thermal = int(images.thermal.sum())
     counts = (n_persons, len(images) - n_thermal, n_thermal)
+    cameras = [str(camid) for camid in np.unique(images.camids) if camid != UNKNOWN_CAMERA]
+    log.info(
+        "%s: %d persons, %d visible and %d infrared images, cameras %s",
+        subset,
+        *counts,
+        ", ".join(cameras) or "unknown",
+    )
+    repeated = [path for path, times in Counter(images.paths).items() if times > 1]
+    if repeated:
+        log.warning(
+            "%s: listed more than once (%d): %s", subset, len(repeated), first_three(repeated)
+        )
+    expected = dataset.counts.get(subset)
+    if not expected:
+        return
     known_counts = counts[: len(expected)]  # of LLCM only the persons are known
     is_about_as_large = abs(n_persons - expected[0]) <= expected[0] // 10
     if is_about_as_large and known_counts != expected:
@@ -413,22 +532,7 @@ def check_counts(images: Split, dataset: Dataset, subset: str) -> None:
         )
 
 
-def keep_common_persons(visible: Split, thermal: Split, root: str) -> tuple[Split, Split]:
-    """Drop persons who were seen in one modality only, and name them in a warning (FIDELITY 25)."""
-    in_one_modality = np.setxor1d(visible.pids, thermal.pids)
-    if len(in_one_modality):
-        log.warning(
-            "left out of training, since they have images in one modality only: persons %s",
-            in_one_modality.tolist(),
-        )
-    visible = visible.take(np.flatnonzero(~np.isin(visible.pids, in_one_modality)))
-    thermal = thermal.take(np.flatnonzero(~np.isin(thermal.pids, in_one_modality)))
-    if not len(visible):
-        raise InputError(
-            f"{root}: no training person has images in both modalities; "
-            "the README shows the folders that are expected"
-        )
-    return visible, thermal
+# ---- what the datasets share --------------------------------------------------------------------
 
 
 def concatenate(visible: Split, thermal: Split) -> Split:
@@ -462,73 +566,194 @@ def split_of_rows(rows: list[tuple[str, int, int, bool]]) -> Split:
     )
 
 
-def images_in_folders(
-    root: str, pids: Iterable[int], cameras: Iterable[int], *, thermal_cameras: Iterable[int]
+def first_three(names: list) -> str:
+    """Return the first three names, for a message."""
+    words = [str(name) for name in names[:3]]
+    if len(names) > 3:
+        words.append("...")
+    return ", ".join(words)
+
+
+# ---- folders of images --------------------------------------------------------------------------
+
+
+class LeftOut:
+    """What is left out while folders are listed. `warn` logs a line for each kind of it.
+
+    Args:
+        subset: "train" or "test", for the warnings.
+    """
+
+    def __init__(self, subset: str):
+        self.subset = subset
+        self.names = {}  # kind -> what is left out
+
+    def add(self, kind: str, name: str | int) -> None:
+        self.names.setdefault(kind, []).append(name)
+
+    def add_persons_without_images(self, pids: list[int], images: Split) -> None:
+        """Add the persons who have no image. That all have none is an error elsewhere."""
+        if len(images):
+            for pid in sorted(set(pids) - set(images.pids.tolist())):
+                self.add("persons on the list without any image", pid)
+
+    def warn(self) -> None:
+        for kind, names in self.names.items():
+            log.warning(
+                "%s: left out: %s (%d): %s", self.subset, kind, len(names), first_three(names)
+            )
+
+
+def images_in_cameras(
+    root: str,
+    pids: Iterable[int],
+    cameras: Iterable[int],
+    thermal_cameras: Iterable[int],
+    left_out: LeftOut,
 ) -> Split:
-    """List the images in cam<camera>/<person, 4 digits>/ below ``root``."""
+    """List the images in cam<camera>/<person>/ below ``root``: persons, cameras, names ascending.
+
+    Raises:
+        InputError: a person has two folders in a camera.
+    """
+    folders = person_folders(root, cameras, left_out)
     rows = []
-    for pid in pids:
+    for pid in sorted(set(pids)):
         for camid in cameras:
-            folder = os.path.join(root, f"cam{camid}", f"{pid:04d}")
-            for path in image_files(folder):
-                rows.append((path, pid, camid, camid in thermal_cameras))
+            if (pid, camid) in folders:  # not every camera saw every person
+                for path in image_files(folders[pid, camid], left_out):
+                    rows.append((path, pid, camid, camid in thermal_cameras))
     return split_of_rows(rows)
 
 
-def image_files(folder: str) -> list[str]:
-    """Return the paths of a folder's image files, sorted; other files do not count (FIDELITY 25).
+def person_folders(
+    root: str, cameras: Iterable[int], left_out: LeftOut
+) -> dict[tuple[int, int], str]:
+    """Return {(person, camera): folder} of all folders cam<camera>/<person>/ below ``root``."""
+    names = [f"cam{camid}" for camid in cameras]
+    for entry in entries_of(root):
+        is_camera = entry.name in names and entry.is_dir()
+        if entry.name.lower().startswith("cam") and not is_camera:
+            left_out.add("camera folders that the dataset does not have", entry.path)
 
-    The list is empty where there is no such folder: not every camera saw every person.
+    folders = {}
+    for camid, name in zip(cameras, names, strict=True):
+        for entry in entries_of(os.path.join(root, name)):
+            if not entry.is_dir() or not re.fullmatch("[0-9]{1,9}", entry.name):
+                left_out.add("entries of camera folders that are not a person's folder", entry.path)
+                continue
+            key = (int(entry.name), camid)
+            if key in folders:
+                raise InputError(
+                    f"{folders[key]} and {entry.path} are folders of the same person: merge them"
+                )
+            folders[key] = entry.path
+    return folders
+
+
+def image_files(folder: str, left_out: LeftOut) -> list[str]:
+    """Return the paths of a folder's image files, sorted (FIDELITY 25).
+
+    The list is empty where there is no such folder.
     """
-    if not os.path.isdir(folder):
-        return []
     paths = []
-    for name in sorted(os.listdir(folder)):
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-            paths.append(os.path.join(folder, name))
+    for entry in entries_of(folder):
+        if entry.is_dir():
+            left_out.add("folders where images are expected", entry.path)
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            paths.append(entry.path)
+        else:
+            left_out.add(f"files other than {', '.join(IMAGE_SUFFIXES)}", entry.path)
     return paths
 
 
+def entries_of(folder: str) -> list[os.DirEntry]:
+    """Return what a folder holds, by name; nothing where there is no such folder.
+
+    Hidden files and those of operating systems are not listed.
+    """
+    if not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as all_entries:
+        entries = list(all_entries)
+    entries = [entry for entry in entries if not entry.name.startswith(".")]
+    entries = [entry for entry in entries if entry.name.lower() not in SYSTEM_FILES]
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+# ---- lists --------------------------------------------------------------------------------------
+
+
 def images_in_list(root: str, name: str, camid: int, thermal: bool) -> Split:
-    """Read a list of images, '<path below root> <person id>' a line."""
+    """Read a list of images, '<path below root> <person id>' a line.
+
+    Both / and \\ separate the folders of a path.
+    """
     index = os.path.join(root, *name.split("/"))
     rows = []
-    for number, line in enumerate(read_text(index, root).splitlines(), 1):
+    for number, line in enumerate(read_lines(index, root), 1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip())
+        match = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip().replace("\\", "/"))
         if match is None or leaves_folder(match[1]):
             raise InputError(
                 f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'"
             )
         path = os.path.join(root, match[1].rstrip())
         rows.append((path, int(match[2]), camid, thermal))
+    if not rows:
+        raise InputError(f"{index} lists no image")
     return split_of_rows(rows)
 
 
 def leaves_folder(path: str) -> bool:
-    """Return whether a relative path may lead out of its folder."""
-    return os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
+    """Return whether a relative path, with / between folders, may lead out of its folder."""
+    return os.path.isabs(path) or ".." in path.split("/")
 
 
-def read_ids(root: str, name: str) -> list[int]:
-    """Read the person ids on the first line of a file, comma separated."""
+def read_ids(root: str, name: str, may_be_empty: bool = False) -> list[int]:
+    """Read the person ids of a file, separated by commas, blanks or line ends.
+
+    Raises:
+        InputError: the file is missing or holds something else, or it holds nothing.
+    """
     path = os.path.join(root, *name.split("/"))
-    first_line = read_text(path, root).partition("\n")[0]
-    if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", first_line):
-        raise InputError(
-            f"{path}: the first line must hold person ids like '1,2,3', not {first_line[:40]!r}"
-        )
-    return [int(word) for word in first_line.split(",")]
+    pids = []
+    for number, line in enumerate(read_lines(path, root), 1):
+        for word in line.replace(",", " ").split():
+            if not re.fullmatch("[0-9]{1,9}", word):
+                raise InputError(
+                    f"{path}, line {number}: {word[:60]!r} is not a person id: the file must hold "
+                    "whole numbers like 1,2,3, on one line or more"
+                )
+            pids.append(int(word))
+    if not pids and not may_be_empty:
+        raise InputError(f"{path} holds no person id")
+    return pids
 
 
-def read_text(path: str, root: str) -> str:
+def read_lines(path: str, root: str) -> list[str]:
+    """Read the lines of a text file, in UTF-8 or, with a byte order mark, in UTF-16.
+
+    Raises:
+        InputError: it is missing from the dataset in ``root``, or in another encoding.
+    """
     if not os.path.isfile(path):
         raise InputError(
             f"{path} not found: is the dataset in {root}? --data-path names its folder"
         )
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
+    with open(path, "rb") as file:
+        content = file.read()
+    encoding = "utf-8-sig"  # which drops a byte order mark, if there is one
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = None
+    if text is None or "\0" in text:  # zeros are of UTF-16 without a mark, or of UTF-32
+        raise InputError(f"{path} is in another encoding than UTF-8: save it as UTF-8")
+    return re.split("\r\n|\r|\n", text)
 
 
 # ---- the datasets -------------------------------------------------------------------------------
@@ -545,7 +770,9 @@ DATASETS = {
         select=sysu_select,
         junk_mask=sysu_junk_mask,
         thermal_cameras=SYSU_THERMAL_CAMERAS,
+        junk_rule="queries of camera 3 ignore images of camera 2",
         preprocessed=True,
+        train_list="exp/train_id.txt",
         official_persons=533,
     ),
     "regdb": Dataset(
@@ -572,5 +799,6 @@ DATASETS = {
         protocol_flags={"search": ("t2v", "v2t", "v2t-published")},
         select=llcm_select,
         junk_mask=llcm_junk_mask,
+        junk_rule="a query ignores images of its person in the camera of its own number",
     ),
 }

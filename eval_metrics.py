@@ -349,6 +349,38 @@ class TrialCounts:
         )
 
 
+def check_trials(trials: list[EvalTrial], images: Split, dataset: Dataset) -> None:
+    """Check the first trial of each protocol, before any image is embedded.
+
+    The other trials have the same persons and cameras. Warn if chance is 100%, as it is with a
+    gallery of one person.
+
+    Raises:
+        InputError: no query has a match.
+    """
+    first_trials = {}
+    for trial in trials:
+        first_trials.setdefault(trial.protocol, trial)
+    for protocol, trial in first_trials.items():
+        counts = TrialCounts.of(trial, images, dataset)
+        if counts.without_match == counts.queries:
+            query = images.take(trial.query)
+            gallery = images.take(trial.gallery)
+            reason = "no person is in both"
+            if len(np.intersect1d(query.pids, gallery.pids)):
+                reason = dataset.junk_rule
+            raise InputError(
+                f"{protocol}: no query has a match in the gallery: {reason} (query cameras: "
+                f"{np.unique(query.camids)}, gallery cameras: {np.unique(gallery.camids)})"
+            )
+        if counts.chance == 1:
+            log.warning(
+                "%s: even a random ranking has 100%% rank-1: %s: are any persons missing?",
+                protocol,
+                counts,
+            )
+
+
 def modality_centers(
     features: np.ndarray, images: Split
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

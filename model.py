@@ -314,7 +314,10 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
     config = checkpoint["config"]
     for name in ("n_class", "low_dim", "arch", "num_parts"):
         if name not in config:
-            raise InputError(f"{path} does not hold a network of this method: give another file")
+            raise InputError(
+                f"{path} does not hold a network of this method: it has other weights "
+                f"({', '.join(list(checkpoint['net'])[:3]) or 'none at all'})"
+            )
     if config["arch"] not in BACKBONES:
         raise InputError(
             f"{path} holds a network of another backbone, {config['arch']}: give another file"
@@ -336,9 +339,7 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
         if utils.resource_advice(error):
             raise
         reason = utils.short_reason(error)
-        raise InputError(
-            f"{path} does not hold a network of this method ({reason}): give another file"
-        ) from error
+        raise InputError(f"{path} does not hold a network of this method ({reason})") from error
     return net
 
 

@@ -2,9 +2,10 @@
 
     python pre_process_sysu.py
 
-The script writes into the dataset's folder: train_rgb_resized_img.npy (N, 288, 144, 3) uint8,
-train_rgb_resized_label.npy (N,), and the same two with ir. Labels are 0..n-1 in ascending order of
-person id.
+The script writes into the dataset's folder, or into --arrays: train_rgb_resized_img.npy
+(N, 288, 144, 3) uint8, train_rgb_resized_label.npy (N,), and the same two with ir. Labels are
+0..n-1 in ascending order of person id. By train_resized_digest.txt later changes of the image
+files are noticed.
 """
 
 import argparse
@@ -16,8 +17,16 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from data_loader import array_files, chunks_of, read_images
-from data_manager import DATASETS, Split, check_counts, concatenate, relabel, sysu_train
+from data_loader import (
+    array_files,
+    chunks_of,
+    digest_file,
+    digest_of_images,
+    load_arrays,
+    read_digest,
+    read_images,
+)
+from data_manager import DATASETS, Split, list_training_images, relabel
 
 log = logging.getLogger(__name__)
 
@@ -26,24 +35,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     utils.add_image_flags(parser, {"sysu": DATASETS["sysu"]})
     parser.set_defaults(data_path=DATASETS["sysu"].defaults["data_path"])
+    utils.add_arrays_flag(parser)
     parser.add_argument(
         "--force", action="store_true", help="write the arrays, even if they exist and match"
     )
     return parser
 
 
-def arrays_match(files: tuple[str, str], split: Split, size: tuple[int, int]) -> bool:
-    """Return whether two files are the arrays of a split, and newer than its images."""
-    images_file, labels_file = files
+def arrays_match(folder: str, root: str, train_images: Split, size: tuple[int, int]) -> bool:
+    """Return whether a folder has arrays of these training images, in this size.
+
+    Arrays without a digest may be of other images.
+    """
     try:
-        images = np.load(images_file, mmap_mode="r")
-        labels = np.load(labels_file)
-    except Exception:  # missing, or corrupt in one of many ways
+        train_set = load_arrays(root, folder, train_images, size)
+    except utils.InputError:  # they are missing, damaged or of other images
         return False
-    if images.shape != (len(split), *size, 3) or not np.array_equal(labels, relabel(split.pids)):
-        return False
-    newest_image = max(os.path.getmtime(path) for path in split.paths)
-    return os.path.getmtime(images_file) > newest_image
+    return read_digest(folder) is not None and train_set.visible.shape[1:3] == size
 
 
 def write_images(path: str, split: Split, size: tuple[int, int], workers: int) -> None:
@@ -56,60 +64,76 @@ def write_images(path: str, split: Split, size: tuple[int, int], workers: int) -
     with open(path, "wb") as file, tqdm(total=len(split), unit=" images", disable=None) as bar:
         np.lib.format.write_array_header_1_0(file, header)
         for batch in read_images(chunks_of(split.paths), size, workers):
-            file.write(batch.numpy().data)
+            file.write(batch.data)
             bar.update(len(batch))
 
 
 def write_arrays(
-    files: dict[str, tuple[str, str]],
-    splits: dict[str, Split],
-    size: tuple[int, int],
-    workers: int,
+    folder: str, splits: dict[str, Split], digest: str, size: tuple[int, int], workers: int
 ) -> None:
     """Write images and labels of both modalities; a kill never leaves new images with old labels.
 
-    All four files are written under other names. Then the old labels are removed, the images get
-    their names, and last the labels. After a kill in between, `load_arrays` finds no labels.
+    All files are written under other names. Then the old digest and labels are removed, the images
+    get their names, then the labels, and last the digest. After a kill in between there are no
+    labels, which `load_arrays` does not accept, or no digest, so that `arrays_match` is False.
+
+    Args:
+        folder: where to write.
+        splits: "rgb" and "ir" -> the training images.
+        digest: of these images.
+        size: (height, width).
+        workers: processes that read images.
     """
-    label_files = [labels for _, labels in files.values()]
+    files = {modality: array_files(folder, modality) for modality in splits}
     image_files = [images for images, _ in files.values()]
+    label_files = [labels for _, labels in files.values()]
+    removed_first = [digest_file(folder), *label_files]
     with contextlib.ExitStack() as stack:
         partial = {}
-        # ExitStack renames them in reverse order: labels come first here, to be renamed last.
-        for path in label_files + image_files:
+        # ExitStack renames them in reverse order: images, labels, digest.
+        for path in removed_first + image_files:
             partial[path] = stack.enter_context(utils.atomic_write(path))
         for modality, split in splits.items():
             images, labels = files[modality]
             write_images(partial[images], split, size, workers)
             with open(partial[labels], "wb") as file:
                 np.save(file, relabel(split.pids))
-        for path in label_files:
+        with open(partial[digest_file(folder)], "w", encoding="utf-8") as file:
+            file.write(f"{digest}\n")
+        for path in removed_first:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
+
+
+def check_writable(folder: str) -> None:
+    """Make the folder, if need be. InputError: nothing can be written into it."""
+    os.makedirs(folder, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise utils.InputError(
+            f"{folder} is read-only: name another folder by --arrays, also in train.py"
+        )
 
 
 def main() -> None:
     args = utils.parse(build_parser())
     utils.start_log(args)
     root = args.data_path
+    folder = args.arrays or root
     size = (args.img_h, args.img_w)
-    visible, thermal = sysu_train(root)
-    splits = {"rgb": visible, "ir": thermal}
-    files = {modality: array_files(root, modality) for modality in splits}
-    for modality, split in splits.items():
-        log.info("%s: %d images of %d persons", modality, len(split), len(np.unique(split.pids)))
-    check_counts(concatenate(visible, thermal), DATASETS["sysu"], "train")
-
-    is_done = all(arrays_match(files[modality], split, size) for modality, split in splits.items())
-    if is_done and not args.force:
+    images = list_training_images(DATASETS["sysu"], root, trial=None)
+    if arrays_match(folder, root, images, size) and not args.force:
         log.info("the arrays exist and match: nothing to do (--force writes them again)")
         return
-    lock = os.path.join(root, "pre_process.lock")
-    with utils.lock_file(lock, "another process writes these arrays: wait for it"):
-        if any(os.path.exists(images) for images, _ in files.values()):
+
+    splits = {"rgb": images.where(~images.thermal), "ir": images.where(images.thermal)}
+    digest = digest_of_images(images, root, size)
+    check_writable(folder)
+    lock = os.path.join(folder, "pre_process.lock")
+    with utils.lock_file(lock, "another process writes these arrays: try again when it is done"):
+        if any(os.path.exists(array_files(folder, modality)[0]) for modality in splits):
             log.warning("existing arrays are replaced by arrays of %d x %d pixels", *size)
-        write_arrays(files, splits, size, args.workers)
-    log.info("written: %s", os.path.join(root, "train_{rgb,ir}_resized_{img,label}.npy"))
+        write_arrays(folder, splits, digest, size, args.workers)
+    log.info("written: %s", os.path.join(folder, "train_{rgb,ir}_resized_{img,label}.npy"))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import utils
 from data_loader import ImageBatches
 from data_manager import DATASETS, Dataset, EvalTrial, Split, is_synthetic, keep_used
-from eval_metrics import Results
+from eval_metrics import Results, check_trials
 from model import BACKBONES, FEATURE_KINDS, EmbedNet, extract_features, load_network, to_device
 
 NETWORK_DEFAULTS = {"arch": "resnet50", "low_dim": 512, "num_parts": 6, "img_h": 288, "img_w": 144}
@@ -61,7 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trial", default="1", choices=trials, help="RegDB's trial (%(default)s)")
     utils.add_protocol_flags(parser, DATASETS)
     add("--tvsearch", dest="search", action="store_const", const="t2v", help="same as --search t2v")
-    add("--pretrained", help="score an untrained network instead: imagenet, none or a file")
+    add(
+        "--pretrained",
+        type=utils.file_path,
+        help="score an untrained network instead: imagenet, none or a file",
+    )
     kinds = [*FEATURE_KINDS, "both"]
     add("--features", choices=kinds, default="both", help="features to score (%(default)s)")
     add("--flip", action="store_true", help="average features of each image and its mirror image")
@@ -77,7 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=1,
         help="seed of random rankings and untrained weights (1)",
     )
-    add("--save-features", metavar="FILE", help="write the features of all test images, .npz")
+    add(
+        "--save-features",
+        type=utils.file_path,
+        metavar="FILE",
+        help="write the features of all test images, .npz",
+    )
     for flag in TRAINING_FLAGS:
         add(flag, action=IgnoredFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add(
@@ -258,6 +267,7 @@ def prepare_test(trial: int | None, dataset: Dataset, args: argparse.Namespace) 
     images = dataset.test(args.data_path, trial)
     trials = None if trial is None else [trial]
     eval_trials = dataset.eval_trials(images, vars(args), trials)
+    check_trials(eval_trials, images, dataset)
     if not args.save_features:
         images, eval_trials = keep_used(images, eval_trials)
     return ModelTest(trial, images, eval_trials)
@@ -309,7 +319,7 @@ def open_trained(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
     config = checkpoint["config"]
     if trial is not None and "trial" not in config:
         log.warning("%s does not say its trial: make sure that it was trained on %d", path, trial)
-    log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
+    log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch", "unknown"))
     description = sizes_of_flags(args)
     # The config wins: flags do not contradict it, and published checkpoints have no image size.
     for name in (*NETWORK_DEFAULTS, "n_class"):

@@ -36,8 +36,16 @@ from data_loader import (
     TrainingSet,
     load_training_set,
 )
-from data_manager import DATASETS, Dataset, EvalTrial, Split, keep_used
-from eval_metrics import Distances, Scores, center_distances, score_trial
+from data_manager import (
+    DATASETS,
+    Dataset,
+    EvalTrial,
+    Split,
+    check_no_shared_images,
+    keep_used,
+    list_training_images,
+)
+from eval_metrics import Distances, Scores, center_distances, check_trials, score_trial
 from loss import CENTER_DISTANCES, Criterion
 from model import BACKBONES, EmbedNet, extract_features, load_network, to_device
 from utils import InputError
@@ -46,6 +54,7 @@ LOG_EVERY = 20  # steps
 TEST_EVERY = 2  # epochs; epoch 0 is not tested, as in the original code
 KEEP_AFTER = 10  # --save-epoch keeps checkpoints of later epochs only, as in the original code
 RUNTIME_FLAGS = (  # may change when a run is resumed; all other flags define the experiment
+    "arrays",
     "cache",
     "data_path",
     "epochs",
@@ -70,6 +79,7 @@ log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     utils.add_shared_flags(parser, DATASETS, BACKBONES)
+    utils.add_arrays_flag(parser)
     add_method_flags(parser.add_argument_group("method and training").add_argument)
     add_machine_flags(parser.add_argument_group("precision and reproducibility").add_argument)
     add_run_flags(parser.add_argument_group("the run and its files").add_argument)
@@ -110,6 +120,7 @@ def add_method_flags(add: Callable) -> None:
     )
     add(
         "--pretrained",
+        type=utils.file_path,
         default="imagenet",
         help="weights of the backbones to start from: imagenet, none or a file (%(default)s)",
     )
@@ -174,6 +185,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.trial = None
     if "mode" not in dataset.protocol_flags:
         args.mode = None
+    if args.arrays and not dataset.preprocessed:
+        raise InputError(f"{dataset.title} is read from image files: leave --arrays out")
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("--precision fp16 needs a GPU: give bf16, or leave it out")
     return args
@@ -217,15 +230,17 @@ def main() -> None:
     utils.seed_everything(args.seed, args.deterministic)
     utils.set_precision(args.precision, device)
 
-    test_images, test_trial = load_test_set(dataset, args)
     if args.test_only:
-        score_checkpoint(name, test_images, test_trial, device, args)
+        score_checkpoint(name, device, args)
         return
 
+    train_images, test_images, test_trial = list_images(dataset, args)
     with lock_run(name, args):
         checkpoint, checkpoint_path = open_run(name, args)
         size = (args.img_h, args.img_w)
-        train_set = load_training_set(dataset, args.data_path, args.trial, size, args.workers)
+        train_set = load_training_set(
+            dataset, args.data_path, args.arrays, train_images, size, args.workers
+        )
         batches = build_batches(train_set, device, args)
 
         net = build_network(train_set.n_class, checkpoint, checkpoint_path, args)
@@ -248,6 +263,25 @@ def main() -> None:
                 metrics |= test_metrics
             record.finish_epoch(epoch, metrics, scores, net, optimizer, scaler)
     log.info("done after epoch %d; score it: %s", record.epoch, score_command(record, args))
+
+
+def list_images(
+    dataset: Dataset, args: argparse.Namespace
+) -> tuple[Split | None, Split, EvalTrial]:
+    """List the images of training and of the tests, and the trial of the tests.
+
+    The training images are None if there are the arrays of pre_process_sysu.py alone.
+
+    Raises:
+        InputError: something is missing or malformed, or training and tests share an image.
+    """
+    train_images = list_training_images(
+        dataset, args.data_path, args.trial, may_be_missing=dataset.preprocessed
+    )
+    test_images, test_trial = list_test_images(dataset, args)
+    if train_images is not None:
+        check_no_shared_images(train_images, test_images)
+    return train_images, test_images, test_trial
 
 
 def build_batches(
@@ -292,7 +326,8 @@ def build_network(
             n_class, args.low_dim, args.drop, args.arch, args.num_parts, args.pretrained
         )
     trained_persons = checkpoint["config"].get("n_class")
-    if trained_persons != n_class:
+    # None: the weights are not of this method. `load_network` raises the error.
+    if trained_persons not in (None, n_class):
         raise InputError(
             f"{path} was trained on {trained_persons} persons, "
             f"but --data-path {args.data_path} has {n_class}"
@@ -460,7 +495,7 @@ def log_progress(
 # ---- tests during training ----------------------------------------------------------------------
 
 
-def load_test_set(dataset: Dataset, args: argparse.Namespace) -> tuple[Split, EvalTrial]:
+def list_test_images(dataset: Dataset, args: argparse.Namespace) -> tuple[Split, EvalTrial]:
     """List the images and the one trial of the tests during training (FIDELITY 23).
 
     SYSU-MM01: the first single-shot gallery of --mode. RegDB: the run's own --trial.
@@ -468,6 +503,7 @@ def load_test_set(dataset: Dataset, args: argparse.Namespace) -> tuple[Split, Ev
     images = dataset.test(args.data_path, args.trial)
     number = args.trial if dataset.one_model_per_trial else dataset.trials[0]
     trials = dataset.eval_trials(images, {"mode": args.mode}, [number])
+    check_trials(trials, images, dataset)
     images, trials = keep_used(images, trials)
     return images, trials[0]
 
@@ -505,17 +541,16 @@ def evaluate(
     return scores["fc"], metrics
 
 
-def score_checkpoint(
-    name: str, images: Split, trial: EvalTrial, device: torch.device, args: argparse.Namespace
-) -> None:
+def score_checkpoint(name: str, device: torch.device, args: argparse.Namespace) -> None:
     """Test the checkpoint of --resume, or the last one of the run, as training does."""
+    images, trial = list_test_images(DATASETS[args.dataset], args)
     resume = args.resume
     if resume in ("", "last"):
         resume = f"{name}_last.t"
     network_flags = ("dataset", "trial", "arch", "low_dim", "num_parts", "img_h", "img_w")
     flags = {flag: getattr(args, flag) for flag in network_flags}
     checkpoint, path = utils.open_checkpoint(resume, args.model_path, flags)
-    log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch"))
+    log.info("checkpoint: %s, epoch %s", path, checkpoint.get("epoch", "unknown"))
     net = to_device(load_network(checkpoint, path, args.drop), device)
     evaluate(net, images, trial, device, args)
 
@@ -624,32 +659,49 @@ class RunRecord:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> int:
-        """Restore the run from ``checkpoint``, if given, and open its logs; return the first epoch.
+        """Restore the run from ``checkpoint``, if there is one, and open its logs.
 
-        A checkpoint of train.py restores the state after its epoch exactly (FIDELITY 7). Published
-        ones hold the epoch and scores only.
+        Returns:
+            The first epoch to train.
         """
         if checkpoint is not None:
-            self.epoch = checkpoint.get("epoch", -1)
-            self.cmc = checkpoint["cmc"]
-            self.mAP = checkpoint["mAP"]
-            if "optimizer" in checkpoint:
-                check_training_state(checkpoint, scaler, path)
-                self.best = checkpoint["best"]
-                self.metrics = checkpoint["metrics"]
-                load_optimizer(optimizer, checkpoint["optimizer"], path)
-                if scaler.is_enabled():
-                    scaler.load_state_dict(checkpoint["scaler"])
-            else:
-                log.warning("%s holds no optimizer state: momentum starts at zero", path)
-                if self.cmc:
-                    self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": self.epoch}
-            log.info("resumed %s after epoch %d", path, self.epoch)
+            self.restore(checkpoint, path, optimizer, scaler)
         if utils.rank() == 0:
             if self.metrics:
                 self.write_metrics()  # a kill may have come between the checkpoint and this file
             self.open_tensorboard()
         return self.epoch + 1
+
+    def restore(
+        self,
+        checkpoint: dict,
+        path: str,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        """Restore the state after the checkpoint's epoch.
+
+        That of a checkpoint of train.py is exact (FIDELITY 7). Published checkpoints hold the epoch
+        and scores only, those of other programs weights alone.
+        """
+        if "epoch" not in checkpoint:
+            log.warning("%s holds weights alone: training starts with them at epoch 0", path)
+            return
+        self.epoch = checkpoint["epoch"]
+        self.cmc = checkpoint["cmc"]
+        self.mAP = checkpoint["mAP"]
+        if "optimizer" in checkpoint:
+            check_training_state(checkpoint, scaler, path)
+            self.best = checkpoint["best"]
+            self.metrics = checkpoint["metrics"]
+            load_optimizer(optimizer, checkpoint["optimizer"], path)
+            if scaler.is_enabled():
+                scaler.load_state_dict(checkpoint["scaler"])
+        else:
+            log.warning("%s holds no optimizer state: momentum starts at zero", path)
+            if self.cmc:
+                self.best = {"rank1": self.cmc[0], "mAP": self.mAP, "epoch": self.epoch}
+        log.info("resumed %s after epoch %d", path, self.epoch)
 
     def open_tensorboard(self) -> None:
         if not self.args.tensorboard:

@@ -40,17 +40,22 @@ class InputError(ValueError):
 
 
 MEMORY_ADVICE = (
-    "out of memory: lower --test-batch; in training --batch-size, or give --cache host or "
-    "--precision bf16"
+    "out of memory: lower --test-batch or --workers; in training --batch-size, or "
+    "give --cache host or --precision bf16"
 )
-RESOURCE_ADVICE = {  # part of an error message: what to do about it
+READER_REMEDY = (
+    "give --workers 0, or in a container raise its shared memory, as by docker run --shm-size 1g"
+)
+COMPILER_ADVICE = "no compiler for --compile: install one (gcc and g++), or leave --compile out"
+RESOURCE_ADVICE = {  # part of an error message, in lower case: what to do about it
     "out of memory": MEMORY_ADVICE,
     "not enough memory": MEMORY_ADVICE,
     "allocate memory": MEMORY_ADVICE,
     "too many open files": "too many open files: give --workers 0, or raise `ulimit -n`",
-    "dataloader worker (pid": "an image reader was killed: lower --workers; 0 reads without any",
-    "c++ compiler": "no compiler for --compile: install one (g++), or leave --compile out",
-    "c compiler": "no compiler for --compile: install one (gcc), or leave --compile out",
+    "dataloader worker (pid": f"an image reader died: lower --workers, {READER_REMEDY}",
+    "start new thread": "no more threads can be started: lower --workers, or raise `ulimit -u`",
+    "c++ compiler": COMPILER_ADVICE,
+    "c compiler": COMPILER_ADVICE,
 }
 
 
@@ -83,6 +88,8 @@ def run(main: Callable[[], None], when_interrupted: str = "interrupted") -> None
     status 130. Any other error is a bug, and shows its traceback.
     """
     script = os.path.basename(sys.argv[0])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does with stderr
     try:
         if dist.is_torchelastic_launched():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -100,6 +107,8 @@ def run(main: Callable[[], None], when_interrupted: str = "interrupted") -> None
             raise
         one_line = " ".join(message.split())
         sys.stderr.write(f"{script}: error: {one_line}\n")
+        # A DataLoader whose workers did not start would print a traceback when it is deleted.
+        sys.unraisablehook = lambda unraisable: None
         sys.exit(2)
 
 
@@ -163,6 +172,7 @@ positive_float = number_type(float, lambda x: 0 < x < np.inf, "a number above 0"
 non_negative_float = number_type(float, lambda x: 0 <= x < np.inf, "a number, 0 or more")
 seed_number = number_type(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
 dropout_rate = number_type(float, lambda x: 0 <= x < 1, "a number from 0 to less than 1")
+file_path = os.path.expanduser  # of a file or folder: the shell does not expand --flag=~/folder
 
 
 def flag_text(name: str, value: object) -> str:
@@ -189,7 +199,18 @@ def fill_dataset_defaults(args: argparse.Namespace, datasets: dict) -> None:
 
 def add_data_path_flag(parser: argparse.ArgumentParser, datasets: dict) -> None:
     folders = defaults_of_datasets(datasets, "data_path")
-    parser.add_argument("--data-path", metavar="DIR", help=f"folder of the dataset ({folders})")
+    parser.add_argument(
+        "--data-path", type=file_path, metavar="DIR", help=f"folder of the dataset ({folders})"
+    )
+
+
+def add_arrays_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arrays",
+        type=file_path,
+        metavar="DIR",
+        help="folder of the arrays of pre_process_sysu.py (that of --data-path)",
+    )
 
 
 def default_workers() -> int:
@@ -254,11 +275,22 @@ def add_shared_flags(parser: argparse.ArgumentParser, datasets: dict, archs: Ite
     add(
         "--resume",
         "-r",
+        type=file_path,
         default="",
         help="checkpoint path, or name in --model-path; train.py: `last` resumes this run",
     )
-    add("--model-path", default="save_model/", help="folder of the checkpoints (%(default)s)")
-    add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
+    add(
+        "--model-path",
+        type=file_path,
+        default="save_model/",
+        help="folder of the checkpoints (%(default)s)",
+    )
+    add(
+        "--log-path",
+        type=file_path,
+        default="log/",
+        help="folder of logs and results (%(default)s)",
+    )
     add("--test-batch", type=positive_int, default=64, help="images per test batch (%(default)s)")
     add("--gpu", type=non_negative_int, default=0, help="number of the GPU (%(default)s)")
 
@@ -363,7 +395,7 @@ def git_commit() -> str:
         return "unknown"
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:  # git is not installed
         return "unknown"
     return done.stdout.strip() or "unknown"
@@ -550,17 +582,18 @@ def short_reason(error: BaseException) -> str:
 
 
 def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
-    """Read a checkpoint of train.py, or a published ``.t`` file.
+    """Read a checkpoint of train.py, a published ``.t`` file, or weights that others saved.
 
     ``cmc`` becomes a list of float, ``mAP`` a float. Published files lack ``config``, which is
     inferred from the weights: "drop" is None if there is dropout, for they do not record its rate.
+    Weights that others saved have no ``epoch`` either.
 
     Raises:
         InputError: the file is missing or damaged, or it is not a checkpoint of this method.
     """
-    checkpoint = read_torch_file(path, map_location)
-    damaged = InputError(f"{path} is not a whole checkpoint of this method: give another file")
-    weights = checkpoint.get("net") if isinstance(checkpoint, dict) else None
+    checkpoint = as_checkpoint(read_torch_file(path, map_location))
+    damaged = InputError(f"{path} is not a complete checkpoint of this method: give another file")
+    weights = checkpoint.get("net")
     if not isinstance(weights, dict):
         raise damaged
     # torch.nn.DataParallel, with which some ran the original code, puts "module." before each name.
@@ -579,6 +612,24 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     checkpoint["cmc"] = cmc.ravel().tolist()
     checkpoint["mAP"] = mAP
     return checkpoint
+
+
+def as_checkpoint(content: object) -> dict:
+    """Return what a file holds as a checkpoint, {"net": weights, ...}; {} if it is none.
+
+    Other programs save the weights themselves, or as "state_dict" or "model". Their further
+    entries, an epoch for example, are ignored: they may mean something else.
+    """
+    if not isinstance(content, dict):
+        return {}
+    if "net" in content:
+        return content
+    for name in ("state_dict", "model"):
+        if isinstance(content.get(name), dict):
+            return {"net": content[name]}
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return {"net": content}
+    return {}
 
 
 def is_sound_config(config: object) -> bool:
@@ -604,9 +655,8 @@ def is_plain_dict(value: object) -> bool:
 
 def config_of_weights(weights: dict[str, torch.Tensor]) -> dict:
     """Infer the arguments of `EmbedNet` from its state_dict; {} if it is another network's."""
-    has_dropout = (
-        "classifier1.classifier.2.weight" in weights
-    )  # the Dropout shifts the Linear from 1 to 2
+    # The Dropout shifts the Linear from 1 to 2.
+    has_dropout = "classifier1.classifier.2.weight" in weights
     classifier = weights.get(f"classifier1.classifier.{1 + has_dropout}.weight")
     if not isinstance(classifier, torch.Tensor) or classifier.dim() != 2:
         return {}

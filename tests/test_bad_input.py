@@ -247,8 +247,8 @@ TREES = {
     "sysu pre_process_sysu.py": [
         ("exp/val_id.txt", os.remove, "exp/val_id.txt --data-path"),
         ("exp/train_id.txt", replace_by_pipe, "exp/train_id.txt --data-path"),
-        ("exp/train_id.txt", replace_first_line("1,two,3"), "train_id.txt 1,2,3 1,two,3"),
-        ("exp/train_id.txt", replace_first_line("1,-2"), "train_id.txt 1,2,3 1,-2"),
+        ("exp/train_id.txt", replace_first_line("1,two,3"), "train_id.txt line 1 two 1,2,3"),
+        ("exp/train_id.txt", replace_first_line("1,-2"), "train_id.txt line 1 -2 1,2,3"),
         (PERSON, cut_after_500_bytes, f"{PERSON} image remove"),
         (PERSON, replace_by_huge_image, f"{PERSON} 400000000 pixels remove"),
         (PERSON, replace_text("%!PS-Adobe-3.0 EPSF-3.0\n"), f"{PERSON} image remove"),
@@ -268,18 +268,20 @@ TREES = {
         (LABELS, change_array(lambda labels: labels * 2), PREPROCESS),
         (LABELS, change_array(lambda labels: labels + 10**15), PREPROCESS),
         (LABELS, change_array(lambda labels: labels * 0.5), PREPROCESS),
+        (LABELS, change_array(lambda labels: labels * 0), f"different persons {PREPROCESS}"),
     ],
     "regdb train.py": [  # also lists that point to files outside of the tree
         (VISIBLE_LIST, replace_first_line("Visible/1/person_v_0001.bmp one"), "line 1 one"),
         (VISIBLE_LIST, replace_first_line(TOO_LARGE_ID), "line 1 99999999999"),
         (VISIBLE_LIST, replace_first_line("/etc/secret.bmp 0"), "line 1 below"),
+        (VISIBLE_LIST, replace_text(" \n\n"), "train_visible_1.txt no image"),
         (VISIBLE_LIST, replace_first_line("Visible/../../x 0"), "line 1 below"),
         (VISIBLE_LIST, replace_first_line("Visible/1/missing.bmp 0"), "missing.bmp --data-path"),
     ],
     "llcm train.py": [
         ("idx/train_nir.txt", replace_first_line("nir/0001/x.jpg one"), "train_nir.txt line 1"),
         ("idx/train_vis.txt", replace_first_line("../secret.jpg 0"), "train_vis.txt line 1 below"),
-        ("idx/test_id.txt", replace_first_line("one, two"), "test_id.txt first line"),
+        ("idx/test_id.txt", replace_first_line("9, two"), "test_id.txt line 1 two 1,2,3"),
         ("idx/test_id.txt", replace_first_line("9999"), "0 visible"),
         ("idx/test_id.txt", os.remove, "test_id.txt not found --data-path"),
     ],
@@ -294,7 +296,7 @@ def test_damaged_trees_are_named_with_what_is_wrong(
     tree = shutil.copytree(request.getfixturevalue(f"{dataset}_tree"), tmp_path / "tree")
     flags = ["--dataset", dataset, *TINY, *folder_flags(tree, tmp_path)]
     if script == "pre_process_sysu.py":
-        (tree / "exp/train_id.txt").write_text("1,2,3")
+        (tree / "exp/train_id.txt").write_text("1,3,4")  # a few training persons are enough
         flags = ["--data_path", tree, "--force", "--workers", 1]
     for path in list(tree.glob(pattern)):
         damage(path)
@@ -337,7 +339,7 @@ def nan_weights(state: dict) -> dict:
 
 
 NO_NETWORK = "does not hold a network of this method"
-NO_CHECKPOINT = "is not a whole checkpoint of this method"
+NO_CHECKPOINT = "is not a complete checkpoint of this method"
 # What is wrong: the entries to put into a checkpoint of this state, and words of the message.
 HOSTILE = {
     "a module for a network": (
@@ -391,6 +393,33 @@ def hostile_line(error_of, sysu_run, tmp_path) -> Callable[[str, Callable], str]
 def test_hostile_checkpoints_are_named(hostile_line, tmp_path, name, script):
     change, words = HOSTILE[name]
     check_words(hostile_line(script, change), f"hostile.t {words}", tmp_path)
+
+
+# Files of torch.save that hold no network of this method.
+NO_NETWORKS = {
+    "nothing": {},
+    "a list": [],
+    "a tensor": torch.zeros(3),
+    "a number for weights": {"state_dict": 5},
+    "no weights": {"state_dict": {}, "model": 5},
+    "a word for a weight": {"model": {BIAS: "ten"}},
+    "weights by another name": {"weights": {BIAS: torch.zeros(10)}},
+    "weights and a number": {BIAS: torch.zeros(10), "epoch": 3},
+    "a bias alone": {BIAS: torch.zeros(10)},
+    "a number for a name": {5: torch.zeros(10)},
+}
+
+
+@pytest.mark.parametrize("name", NO_NETWORKS)
+@pytest.mark.parametrize("script", ["test.py", "train.py"])
+def test_files_without_a_network_are_named(error_of, sysu_tree, tmp_path, script, name):
+    path = tmp_path / "other.pth"
+    torch.save(NO_NETWORKS[name], path)
+    flags = ["--workers", 0]
+    if script == "train.py":
+        flags = RUN_FLAGS
+    line = error_of(script, *flags, *folder_flags(sysu_tree, tmp_path), "--resume", path)
+    check_words(line, "other.pth not of this method", tmp_path)
 
 
 @pytest.mark.parametrize(

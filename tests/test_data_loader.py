@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import PIL
 import pytest
 import torch
 from conftest import golden, run_here
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.functional import hflip, normalize, to_tensor
 
 import data_loader
@@ -25,6 +27,7 @@ from data_loader import (
     to_input,
 )
 from data_manager import DATASETS, Split
+from utils import InputError
 
 CPU = torch.device("cpu")
 GOLDEN_PILLOW = "13.0.0"  # which decoded the golden images
@@ -54,7 +57,9 @@ def test_preprocessed_arrays_are_those_of_the_original_to_the_bit(preprocessed_g
 def test_preprocessed_arrays_are_those_of_the_original(preprocessed_golden_tree):
     """Pillow's decoders may differ by two levels."""
     tree = preprocessed_golden_tree
-    data = data_loader.load_training_set(DATASETS["sysu"], str(tree), None, (288, 144), workers=0)
+    sysu = DATASETS["sysu"]
+    images = data_manager.list_training_images(sysu, str(tree), None)
+    data = data_loader.load_training_set(sysu, str(tree), None, images, (288, 144), workers=0)
     assert data.n_class == 7
     assert not list(tree.glob("*.partial"))
     g = golden("sysu_preprocess.npz")
@@ -94,6 +99,9 @@ def test_preprocessing_is_repeated_only_where_needed(golden_tree, output_of, tmp
     _, thermal = data_manager.sysu_train(str(tree))
     os.utime(thermal.paths[0], (2e9, 2e9))  # an image that is newer than the arrays
     assert writes()
+    os.utime(thermal.paths[0], (1e9, 1e9))  # and one that is older, but another than before
+    assert writes()
+    assert not writes()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,6 +149,172 @@ def test_images_of_any_mode_are_read_as_rgb(tmp_path, mode, name, colour):
     pixels = data_loader.read_image(str(tmp_path / name), (96, 32))
     assert pixels.shape == (96, 32, 3)
     np.testing.assert_allclose(pixels[48, 16], colour, atol=3)
+
+
+# Four corners of flat colour, in blocks of 8 x 8 pixels, which JPEG keeps within two levels.
+UPRIGHT = np.zeros((32, 16, 3), np.uint8)
+UPRIGHT[:16, :8] = (250, 10, 20)
+UPRIGHT[:16, 8:] = (20, 240, 30)
+UPRIGHT[16:, :8] = (10, 30, 230)
+UPRIGHT[16:, 8:] = (200, 200, 210)
+# EXIF's orientation -> what a camera does to the upright image before it is stored.
+AS_STORED = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", AS_STORED)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_images_are_turned_upright(tmp_path, orientation, suffix):
+    """EXIF: 6 says that the first row is the right side of the scene, 8 that it is the left one."""
+    stored = np.ascontiguousarray(AS_STORED[orientation](UPRIGHT))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"image.{suffix}"
+    options = {}
+    if suffix == "jpg":
+        options = {"quality": 95, "subsampling": 0}
+    elif suffix == "webp":
+        options = {"lossless": True}
+    Image.fromarray(stored).save(path, exif=exif, **options)
+    pixels = data_loader.read_image(str(path), (32, 16))
+    np.testing.assert_allclose(pixels.astype(int), UPRIGHT, atol=2)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("RGBA", "png"),
+        ("RGBA", "webp"),
+        ("RGBA", "tif"),
+        ("LA", "png"),
+        ("LA", "tif"),
+        ("P", "png"),  # PNG may mark a colour as transparent
+        ("RGB", "png"),
+        ("L", "png"),
+    ],
+)
+def test_transparency_is_ignored(tmp_path, mode, suffix):
+    """The colours are as they are stored, even where nothing of them would be seen."""
+    image = Image.fromarray(UPRIGHT)
+    expected = UPRIGHT
+    options = {}
+    if mode in ("L", "LA"):
+        image = image.convert("L")
+        expected = np.stack([np.asarray(image)] * 3, axis=2)
+    if mode in ("RGBA", "LA"):
+        alpha = np.linspace(0, 255, UPRIGHT[..., 0].size).reshape(32, 16).astype(np.uint8)
+        image.putalpha(Image.fromarray(alpha))
+    elif mode == "P":
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE)
+        options = {"transparency": bytes([0, 0, 128, 255])}
+    else:
+        options = {"transparency": image.getpixel((0, 0))}
+    if suffix == "webp":
+        options = {"lossless": True, "exact": True}  # exact: also where alpha is 0
+    path = tmp_path / f"image.{suffix}"
+    image.save(path, **options)
+    with Image.open(path) as file:
+        assert file.mode == mode
+    pixels = data_loader.read_image(str(path), (32, 16))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def write_16_bit_png(path: Path, values: np.ndarray) -> None:
+    """Write (height, width, channels) uint16 by hand: Pillow writes no colours of 16 bits."""
+    height, width, n_channels = values.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[n_channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b""
+    for row in values.astype(">u2"):
+        rows += b"\0" + row.tobytes()  # 0: without a filter
+    content = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    content += png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    path.write_bytes(content)
+
+
+def write_16_bit_tiff(path: Path, values: np.ndarray) -> None:
+    """Write (height, width, 3) uint16 by hand, without compression."""
+    height, width, n_channels = values.shape
+    pixels = values.astype("<u2").tobytes()
+    start = 8 + len(pixels)  # of the tags; what needs more than four bytes follows them
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, start + 2 + 9 * 12 + 4),  # where the bits of each channel are
+        (259, 3, 1, 1),  # no compression
+        (262, 3, 1, 2),  # RGB
+        (273, 4, 1, 8),  # where the pixels are
+        (277, 3, 1, n_channels),
+        (278, 4, 1, height),
+        (279, 4, 1, len(pixels)),
+    ]
+    content = b"II*\0" + struct.pack("<I", start) + pixels + struct.pack("<H", len(tags))
+    for tag in tags:
+        content += struct.pack("<HHII", *tag)
+    content += struct.pack("<I", 0) + struct.pack("<HHH", 16, 16, 16)
+    path.write_bytes(content)
+
+
+WIDE_VALUES = np.random.default_rng(0).integers(0, 65536, (8, 4, 4), dtype=np.uint16)
+
+
+def write_with_pillow(path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "values"),
+    [
+        ("I16.png", write_with_pillow, WIDE_VALUES[..., 0]),
+        ("I16.tif", write_with_pillow, WIDE_VALUES[..., 0]),
+        ("I32.tif", write_with_pillow, WIDE_VALUES[..., 0].astype(np.int32)),
+        ("F.tif", write_with_pillow, WIDE_VALUES[..., 0].astype(np.float32)),
+        ("F_of_1.tif", write_with_pillow, np.ones((8, 4), np.float32)),
+        ("L16.png", write_16_bit_png, WIDE_VALUES[..., :1]),
+        ("LA16.png", write_16_bit_png, WIDE_VALUES[..., :2]),
+        ("RGB16.png", write_16_bit_png, WIDE_VALUES[..., :3]),
+        ("RGBA16.png", write_16_bit_png, WIDE_VALUES),
+        ("RGB16.tif", write_16_bit_tiff, WIDE_VALUES[..., :3]),
+        ("RGB16_small.png", write_16_bit_png, WIDE_VALUES[..., :3] % 256),
+    ],
+)
+def test_images_of_more_than_8_bits_are_an_error(tmp_path, name, write, values):
+    """Pillow would clip them, or cut them off: thermal cameras write such images."""
+    path = tmp_path / name
+    write(path, values)
+    with Image.open(path) as file:
+        file.load()  # the file is sound
+    with pytest.raises(InputError, match=rf"{name} has more than 8 bits .*convert all .* 8 bits"):
+        data_loader.read_image(str(path), (8, 4))
+
+
+def test_a_script_names_an_image_of_more_than_8_bits(regdb_tree, error_of, tmp_path):
+    tree = shutil.copytree(regdb_tree, tmp_path / "RegDB")
+    path = tree / "Thermal/2/person_t_0003.bmp"
+    path.unlink()
+    Image.fromarray(WIDE_VALUES[..., 0]).save(path, "PNG")  # the suffix does not count
+    flags = ["--pretrained", "none", "--arch", "tiny", "--img-h", 96, "--img-w", 32]
+    for workers in (0, 1):
+        line = error_of(
+            "test.py", "--dataset", "regdb", "--data-path", tree, "--log-path", tmp_path, *flags,
+            "--workers", workers,
+        )  # fmt: skip
+        assert f"{path} has more than 8 bits a channel" in line
+        assert "convert all images to 8 bits" in line
 
 
 def test_training_transform_equals_torchvisions():

@@ -1,6 +1,7 @@
 """Lists: which images are train, query and gallery, and what the entry of a dataset decides."""
 
 import dataclasses
+import logging
 import re
 import shutil
 from collections import Counter
@@ -15,10 +16,11 @@ from data_manager import (
     EvalTrial,
     Selection,
     Split,
-    check_counts,
     concatenate,
     draw_seeded,
     keep_used,
+    list_training_images,
+    log_counts,
     no_junk,
     relabel,
     sysu_gallery,
@@ -39,6 +41,11 @@ def split_of(pids, camids, thermal) -> Split:
         camids=np.array(camids),
         thermal=np.array(thermal),
     )
+
+
+def warnings_in(caplog) -> list[str]:
+    """The messages of all warnings. Lines of information may be logged beside them."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def sysu_columns(split: Split, root: Path) -> dict[str, list]:
@@ -103,7 +110,7 @@ def test_sysu_labels_are_the_published_ones(golden_tree):
 def test_persons_of_one_modality_are_left_out_of_training(golden_tree, tmp_path, caplog):
     tree = shutil.copytree(golden_tree, tmp_path / "tree")
     all_visible, _ = sysu_train(str(tree))
-    assert not caplog.text
+    assert not warnings_in(caplog)
     for camera in ("cam3", "cam6"):
         shutil.rmtree(tree / camera / "0006", ignore_errors=True)
 
@@ -112,6 +119,15 @@ def test_persons_of_one_modality_are_left_out_of_training(golden_tree, tmp_path,
     assert set(visible.pids) == remaining_pids
     assert set(thermal.pids) == remaining_pids
     assert "one modality only: persons [6]" in caplog.text
+
+
+@pytest.mark.parametrize("cameras", ["cam[1245]", "cam[36]"])
+def test_preprocessing_needs_persons_in_both_modalities(golden_tree, error_of, tmp_path, cameras):
+    tree = shutil.copytree(golden_tree, tmp_path / "tree")
+    for folder in list(tree.glob(cameras)):
+        shutil.rmtree(folder)
+    line = error_of("pre_process_sysu.py", "--data-path", tree)
+    assert f"{tree}: no training person has images in both modalities" in line
 
 
 # ---- RegDB and LLCM -----------------------------------------------------------------------------
@@ -146,6 +162,29 @@ def test_image_lists_are_read_line_by_line(
     assert images.thermal.tolist() == is_thermal
 
 
+@pytest.mark.parametrize(
+    ("name", "list_name"), [("regdb", "train_thermal_1.txt"), ("llcm", "train_vis.txt")]
+)
+def test_persons_on_one_list_are_left_out_of_training(request, tmp_path, caplog, name, list_name):
+    """The other persons stay, and every image of theirs."""
+    tree = shutil.copytree(request.getfixturevalue(f"{name}_tree"), tmp_path / "tree")
+    all_images = list_training_images(DATASETS[name], str(tree), 1)
+    assert not warnings_in(caplog)
+    file = tree / "idx" / list_name
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.endswith(" 2\n")))
+
+    images = list_training_images(DATASETS[name], str(tree), 1)
+    expected = all_images.take(np.flatnonzero(all_images.pids != 2))
+    assert 0 < len(expected) < len(all_images)
+    assert images.paths == expected.paths
+    np.testing.assert_array_equal(images.pids, expected.pids)
+    np.testing.assert_array_equal(images.thermal, expected.thermal)
+    assert not images.thermal[0]
+    (warning,) = warnings_in(caplog)
+    assert "one modality only: persons [2]" in warning
+
+
 @pytest.mark.parametrize("name", ["sysu", "regdb"])
 def test_camera_numbers_of_sysu_and_regdb_tell_the_modality(request, name):
     tree = request.getfixturevalue(f"{name}_tree")
@@ -173,16 +212,18 @@ def test_an_incomplete_dataset_is_warned_of(caplog, name, n_persons, is_warned_o
     pids = np.repeat(np.arange(n_persons), 20)
     thermal = np.tile(np.repeat([False, True], 10), n_persons)
     images = split_of(pids, 1 + 2 * thermal, thermal)
-    check_counts(images, DATASETS[name], "test")
+    log_counts(images, DATASETS[name], "test")
+    assert len(warnings_in(caplog)) == is_warned_of
     assert ("is it complete?" in caplog.text) == is_warned_of
 
 
 def test_llcm_is_compared_by_persons_alone(caplog):
     pids = np.arange(351)
-    check_counts(split_of(pids, pids, pids > 9), DATASETS["llcm"], "test")
-    assert not caplog.text
-    check_counts(split_of(pids[1:], pids[1:], pids[1:] > 9), DATASETS["llcm"], "test")
-    assert "350 persons" in caplog.text
+    log_counts(split_of(pids, pids, pids > 9), DATASETS["llcm"], "test")
+    assert not warnings_in(caplog)
+    log_counts(split_of(pids[1:], pids[1:], pids[1:] > 9), DATASETS["llcm"], "test")
+    (warning,) = warnings_in(caplog)
+    assert "350 persons" in warning
 
 
 # ---- trials -------------------------------------------------------------------------------------
@@ -295,10 +336,11 @@ def test_an_entry_describes_its_dataset_fully():
 
 def test_the_entry_says_how_many_images_are_expected(caplog):
     images = split_of([1, 2, 3], [1, 1, 2], [False, False, True])
-    check_counts(images, dataclasses.replace(SYSU, counts={"test": (3, 2, 1)}), "test")
-    check_counts(images, dataclasses.replace(SYSU, counts={}), "test")
-    assert not caplog.text
+    log_counts(images, dataclasses.replace(SYSU, counts={"test": (3, 2, 1)}), "test")
+    log_counts(images, dataclasses.replace(SYSU, counts={}), "test")
+    assert not warnings_in(caplog)
     another = dataclasses.replace(SYSU, title="Another", counts={"test": (3, 1, 2)})
-    check_counts(images, another, "test")
+    log_counts(images, another, "test")
     message = "test: 3 persons, 2 visible and 1 infrared images, but Another has 3, 1, 2"
-    assert message in caplog.text
+    (warning,) = warnings_in(caplog)
+    assert message in warning

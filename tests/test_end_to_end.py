@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import RUN, RUN_FLAGS, TINY, folder_flags, only_json, read_all, rows_of
 
+import model
 import train
 import utils
 from data_manager import DATASETS
@@ -421,3 +423,131 @@ def test_the_published_test_scores_a_published_checkpoint(
     assert network["img_h"] == 288
     assert network["img_w"] == 144
     assert network["n_class"] == 395
+
+
+# ---- weights that others saved ------------------------------------------------------------------
+
+
+def with_prefix(weights: dict) -> dict:
+    """As torch.nn.DataParallel names them."""
+    return {f"module.{name}": value for name, value in weights.items()}
+
+
+# How others save the weights of a network.
+LAYOUTS = {
+    "bare": lambda weights: weights,
+    "bare, module": with_prefix,
+    "state_dict": lambda weights: {"state_dict": weights, "epoch": 7, "lr": 0.1},
+    "state_dict, module": lambda weights: {"state_dict": with_prefix(weights)},
+    "model": lambda weights: {"model": weights, "epoch": "last", "config": [1, 2]},
+    "model, module": lambda weights: {"model": with_prefix(weights), "best": None},
+}
+
+
+@pytest.fixture(scope="module")
+def resnet18_weights() -> dict[str, torch.Tensor]:
+    """Of a network for the persons of `sysu_tree`."""
+    torch.manual_seed(5)
+    return EmbedNet(10, low_dim=16, arch="resnet18", pretrained="none").state_dict()
+
+
+def test_weights_of_any_layout_get_the_same_scores(
+    output_of, sysu_tree, resnet18_weights, tmp_path
+):
+    contents = {"net": {"net": resnet18_weights}}
+    for layout, save in LAYOUTS.items():
+        contents[layout] = save(resnet18_weights)
+    results = {}
+    for i, (layout, content) in enumerate(contents.items()):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        torch.save(content, folder / "net.pth")
+        flags = [*folder_flags(sysu_tree, folder), "--resume", "net.pth", "--features", "fc"]
+        flags += ["--mode", "indoor", "--img_h", 96, "--img_w", 32, "--workers", 0]
+        output_of("test.py", *flags)
+        results[layout] = only_json(folder)
+    for layout, result in results.items():
+        assert result["results"] == results["net"]["results"], layout
+        assert result["networks"][0]["epoch"] is None, layout
+        assert result["networks"][0]["n_class"] == 10
+
+
+@pytest.mark.parametrize("layout", ["bare", "state_dict"])
+def test_training_starts_with_weights_of_others_at_epoch_0(
+    output_of, sysu_tree, resnet18_weights, tmp_path, layout
+):
+    """With a tiny learning rate the weights of the first epoch are still the ones of the file."""
+    file = tmp_path / "weights.pth"
+    torch.save(LAYOUTS[layout](resnet18_weights), file)
+    flags = [*TINY, "--arch", "resnet18", *folder_flags(sysu_tree, tmp_path), "--epochs", 0]
+    printed = output_of("train.py", *flags, "--lr", 1e-12, "--resume", file)
+    message = f"{file} holds weights alone: training starts with them at epoch 0"
+    assert f"warning: {message}" in lines_with("warning: ", printed)
+    assert "epoch   0 step" in printed
+    assert "resumed" not in printed
+    (last,) = tmp_path.glob("*_last.t")
+    state = utils.load_checkpoint(str(last))
+    assert state["epoch"] == 0
+    assert [line["epoch"] for line in state["metrics"]] == [0]
+    for name, value in state["net"].items():
+        if "running" not in name and "tracked" not in name:  # BatchNorm has seen images
+            torch.testing.assert_close(value, resnet18_weights[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("script", ["test.py", "train.py"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_of_another_network_are_called_that(error_of, sysu_tree, tmp_path, script, layout):
+    """The file is whole: another copy of it would not help."""
+    resnet = torchvision.models.resnet18(weights=None)
+    file = tmp_path / "resnet18.pth"
+    torch.save(LAYOUTS[layout](resnet.state_dict()), file)
+    flags = TINY if script == "train.py" else ["--workers", 0]
+    line = error_of(script, *flags, *folder_flags(sysu_tree, tmp_path), "--resume", file)
+    assert f"{file} does not hold a network of this method: it has other weights" in line
+    assert "(conv1.weight, bn1.weight, " in line
+    for advice in ("another copy", "another file", "damaged"):
+        assert advice not in line
+
+
+# ---- folders below ~ ----------------------------------------------------------------------------
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(output_of, sysu_tree, tmp_path, monkeypatch):
+    """The shell does not expand --flag=~/folder. Nothing named ~ is made."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path / "cwd")
+    (home / "tree").symlink_to(sysu_tree)
+    torch.save(model.BACKBONES["tiny"].build().state_dict(), home / "weights.pth")
+    data = "--data-path=~/tree"
+    arrays = "--arrays=~/arrays"
+    logs = "--log_path=~/logs"
+    output_of("pre_process_sysu.py", data, arrays, "--img-h", 96, "--img-w", 32, "--workers", 0)
+    assert (home / "arrays/train_rgb_resized_img.npy").exists()
+
+    flags = [*TINY, data, arrays, logs, "--model_path=~/models"]
+    output_of("train.py", *flags, "--pretrained=~/weights.pth", "--epochs", 0)
+    (last,) = (home / "models").glob("*pretrainedweights.pth_last.t")
+    printed = output_of(
+        "train.py", *flags, "--pretrained=~/weights.pth", "--method", "other",
+        f"--resume=~/models/{last.name}", "--epochs", 1,
+    )  # fmt: skip
+    assert f"resumed {last} after epoch 0" in printed
+
+    tests = [data, logs, "--mode", "indoor", "--workers", 0]
+    printed = output_of(
+        "test.py", *tests, f"--resume=~/models/{last.name}", "--save-features=~/features/x.npz"
+    )
+    assert f"features: {home}/features/x.npz" in printed
+    size = ["--img-h", 96, "--img-w", 32]
+    output_of("test.py", *tests, *size, "--pretrained=~/weights.pth", "--arch", "tiny")
+
+    assert list((tmp_path / "cwd").iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if "~" in path.name]
+    folders = {path.name for path in home.iterdir() if path.is_dir()}
+    assert folders == {"tree", "arrays", "models", "logs", "features"}
+    assert (home / "features/x.npz").exists()
+    assert len(list((home / "logs").glob("test_*.json"))) == 2
+    assert len(list((home / "logs").glob("*/metrics.jsonl"))) == 2

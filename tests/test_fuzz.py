@@ -5,9 +5,11 @@ A longer search, with other examples each time:
     pytest tests/test_fuzz.py --hypothesis-profile long
 """
 
+import codecs
 import functools
 import io
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import torch
 from conftest import features_file, result, same_content
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 import data_loader
 import data_manager
@@ -94,28 +96,65 @@ def bytes_of(save: Callable, *args, **options) -> bytes:
     return file.getvalue()
 
 
+# ---- text files ---------------------------------------------------------------------------------
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark", "utf-16-be with mark"]
+OTHER_ENCODINGS = ["utf-16-le", "utf-16-be", "utf-32", "cp1252"]  # without a mark, but utf-32
+encoding = st.sampled_from(ENCODINGS)
+any_encoding = st.sampled_from(ENCODINGS * 3 + OTHER_ENCODINGS)
+line_end = st.sampled_from(["\n", "\n", "\r\n", "\r"])
+
+
+def encode(text: str, encoding: str) -> bytes:
+    """``text`` as an editor saves it."""
+    if encoding == "utf-16-le with mark":
+        return codecs.BOM_UTF16_LE + text.encode("utf-16-le")
+    if encoding == "utf-16-be with mark":
+        return codecs.BOM_UTF16_BE + text.encode("utf-16-be")
+    return text.encode(encoding, errors="replace")
+
+
+def decode(content: bytes) -> str | None:
+    """The text of a file as the first bytes tell its encoding; None: it cannot be that."""
+    try:
+        if content[:2] == b"\xff\xfe":
+            text = content[2:].decode("utf-16-le")
+        elif content[:2] == b"\xfe\xff":
+            text = content[2:].decode("utf-16-be")
+        else:
+            text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except ValueError:
+        return None
+    return None if "\0" in text else text
+
+
 # ---- lists of images ----------------------------------------------------------------------------
 
-list_path = st.sampled_from(["Visible/1/a.bmp", "my images/b.bmp", "é/٣..bmp"])
+list_path = st.sampled_from(
+    ["Visible/1/a.bmp", "my images/b.bmp", "é/٣..bmp", "Visible\\1\\a.bmp", "./a\\b//c.bmp"]
+)
 list_space = st.sampled_from([" ", "\t", "   "])
 list_number = st.integers(0, 10**9 - 1).map(str)
 # A path, a space and a person id; then the same with what others may write.
 list_row = st.tuples(list_path, list_space, list_number)
 odd_list_row = st.tuples(
-    list_path | st.sampled_from(["../a.bmp", "/a.bmp", "b/../../a.bmp", "..\\a.bmp", "\x00", ""]),
+    list_path
+    | st.sampled_from(["../a.bmp", "/a.bmp", "b/../../a.bmp", "..\\a.bmp", "\\a.bmp", "\x00", ""]),
     list_space | st.just(""),
     list_number | st.sampled_from(["٣", "-1", "1.5", "9999999999", ""]),
 )
 
 
-def list_of(rows: list[tuple[str, str, str]]) -> bytes:
+def list_of(
+    rows: list[tuple[str, str, str]], encoding: str = "utf-8", line_end: str = "\n"
+) -> bytes:
     """The content of a list of images with these rows."""
-    lines = [path + space + number + "\n" for path, space, number in rows]
-    return "".join(lines).encode()
+    lines = [path + space + number + line_end for path, space, number in rows]
+    return encode("".join(lines), encoding)
 
 
-valid_list = st.lists(list_row, min_size=1, max_size=5).map(list_of)
-odd_list = st.lists(odd_list_row, min_size=1, max_size=3).map(list_of)
+valid_list = st.builds(list_of, st.lists(list_row, min_size=1, max_size=5), encoding, line_end)
+odd_list = st.builds(list_of, st.lists(odd_list_row, min_size=1, max_size=3), any_encoding)
 
 
 def read_list(folder: Path, content: bytes) -> Split | None:
@@ -125,10 +164,12 @@ def read_list(folder: Path, content: bytes) -> Split | None:
     return write_and_read(folder / "idx/train_visible_1.txt", content, read_split)
 
 
-@given(st.lists(list_row, max_size=9))
-def test_valid_lists_of_images_are_read_row_by_row(folder, rows):
-    split = read_list(folder, list_of(rows))
-    assert split.paths == [os.path.join(folder, path) for path, _, _ in rows]
+@given(st.lists(list_row, min_size=1, max_size=9), encoding, line_end)
+def test_valid_lists_of_images_are_read_row_by_row(folder, rows, encoding, line_end):
+    """Backslashes separate folders, too."""
+    split = read_list(folder, list_of(rows, encoding, line_end))
+    paths = [path.replace("\\", "/") for path, _, _ in rows]
+    assert split.paths == [os.path.join(folder, path) for path in paths]
     assert split.pids.tolist() == [int(number) for _, _, number in rows]
 
 
@@ -139,7 +180,10 @@ def test_lists_of_images_name_files_below_their_folder(folder, content):
     split = read_list(folder, content)
     if split is None:
         return
-    all_words = [line.split() for line in content.decode(errors="replace").splitlines()]
+    text = decode(content)
+    assert text is not None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\\", "/").split("\n")
+    all_words = [line.split() for line in lines]
     all_words = [words for words in all_words if words]
     assert len(split) == len(all_words)
     for path, pid, words in zip(split.paths, split.pids, all_words, strict=True):
@@ -152,41 +196,65 @@ def test_lists_of_images_name_files_below_their_folder(folder, content):
 # ---- lists of persons ---------------------------------------------------------------------------
 
 person_id = st.integers(0, 10**9 - 1)
-odd_id = st.sampled_from(["0456", " 7 ", "", "-1", "1\n2", "1\r\n", "\ufeff1", "9999999999", "٣"])
-id_list = st.lists(person_id.map(str), min_size=1, max_size=5)
-odd_id_list = st.lists(person_id.map(str) | odd_id, min_size=1, max_size=3)
+odd_id = st.sampled_from(
+    ["0456", "007", "", "-1", "1.5", "1;2", "\ufeff1", "1\0", "9999999999", "٣", "é"]
+)
+comma = st.sampled_from([",", ", ", " , ", " ", "\t", "\n", "\r\n", ",\n", "\r", "\n\n", ",,"])
 
 
-def encode_ids(words: list[str]) -> bytes:
-    return ",".join(words).encode()
+@st.composite
+def text_of_ids(draw: st.DrawFn, word: st.SearchStrategy[str]) -> str:
+    """Some words, with commas, blanks or line ends between them, and perhaps around them."""
+    text = draw(comma | st.just(""))
+    for number in draw(st.lists(word, max_size=5)):
+        text += number + draw(comma)
+    return text
 
 
-def read_ids(folder: Path, content: bytes) -> list[int] | None:
-    def read_first_line(path: str) -> list[int]:
-        return data_manager.read_ids(str(folder), "train_id.txt")
-
-    return write_and_read(folder / "train_id.txt", content, read_first_line)
+id_list = st.builds(encode, text_of_ids(person_id.map(str)), encoding)
+odd_id_list = st.builds(encode, text_of_ids(person_id.map(str) | odd_id), any_encoding)
 
 
-@given(st.lists(person_id, min_size=1), st.sampled_from([",", ", "]), st.text())
-def test_valid_lists_of_persons_are_the_numbers_of_their_first_line(folder, ids, comma, others):
-    first_line = comma.join(str(number) for number in ids)
-    content = f"{first_line}\n{others}".encode()
-    assert read_ids(folder, content) == ids
+def read_ids(folder: Path, content: bytes, may_be_empty: bool = False) -> list[int] | None:
+    def read_file(path: str) -> list[int]:
+        return data_manager.read_ids(str(folder), "train_id.txt", may_be_empty)
+
+    return write_and_read(folder / "train_id.txt", content, read_file)
+
+
+def numbers_in(content: bytes) -> list[int] | None:
+    """All numbers of a file; None if it holds anything else but commas and white space."""
+    text = decode(content)
+    if text is None:
+        return None
+    words = re.findall(r"[^,\s]+", text)
+    if not all(re.fullmatch("[0123456789]{1,9}", word) for word in words):
+        return None
+    return [int(word) for word in words]
+
+
+@given(st.lists(person_id, min_size=1), comma, comma | st.just(""), encoding)
+def test_valid_lists_of_persons_are_all_their_numbers(folder, ids, comma, last, encoding):
+    text = comma.join(str(number) for number in ids) + last
+    assert read_ids(folder, encode(text, encoding)) == ids
 
 
 @has_both_outcomes
-@given((id_list | odd_id_list).map(encode_ids) | id_list.map(encode_ids).flatmap(damaged))
-def test_lists_of_persons_are_numbers_between_commas(folder, content):
-    ids = read_ids(folder, content)
-    if ids is None:
-        return
-    text = (folder / "train_id.txt").read_text(encoding="utf-8", errors="replace")
-    words = text.split("\n")[0].split(",")
-    assert all(word.strip().isascii() for word in words)
-    assert ids == [int(word) for word in words]
-    assert min(ids) >= 0
-    assert max(ids) < 10**9
+@given(id_list | odd_id_list | id_list.filter(len).flatmap(damaged), st.booleans())
+@example(b"1,2,3\n4,5", False)
+@example(b"", True)
+@example(b"", False)
+@example(b"\xff\xfe1\0,\x002\0", False)
+@example(b"\xff\xfe\0\0" + "1,2".encode("utf-32-le"), False)
+@example(b"1\0,\x002\0", False)
+@example(b"1,2,\xe9", False)
+@example(b"\xef\xbb\xbf\xef\xbb\xbf1", False)
+def test_lists_of_persons_are_numbers_or_rejected(folder, content, may_be_empty):
+    """Read or rejected, and every number, as a plain reading of the rule has it."""
+    expected = numbers_in(content)
+    if expected == [] and not may_be_empty:
+        expected = None
+    assert read_ids(folder, content, may_be_empty) == expected
 
 
 # ---- checkpoints --------------------------------------------------------------------------------
@@ -327,7 +395,7 @@ def test_damaged_arrays_are_rejected_or_fit_each_other(folder, files):
         for path, content in ((image_file, images), (label_file, labels)):
             Path(path).unlink(missing_ok=True)  # the one before may be mapped into memory
             Path(path).write_bytes(content)
-    train_set = read(folder.name, data_loader.load_arrays, str(folder))
+    train_set = read(folder.name, data_loader.load_arrays, str(folder), None, None, (4, 3))
     if train_set is None:
         return
     persons = set(range(train_set.n_class))
@@ -384,11 +452,15 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
 
 
 def damaged_image(kind: str) -> st.SearchStrategy[bytes]:
-    return damaged(bytes_of(Image.fromarray(PIXELS).save, kind))
+    """With a tag of EXIF: turned by a quarter. BMP holds none."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return damaged(bytes_of(Image.fromarray(PIXELS).save, kind, exif=exif))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @has_both_outcomes
-@given(st.sampled_from(["JPEG", "PNG", "BMP"]).flatmap(damaged_image))
+@given(st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]).flatmap(damaged_image))
 def test_damaged_images_are_rejected_or_have_the_size_that_is_asked_for(folder, content):
     image = write_and_read(folder / "image.jpg", content, data_loader.read_image, (8, 4))
     assert image is None or image.shape == (8, 4, 3)

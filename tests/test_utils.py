@@ -188,7 +188,7 @@ def test_out_of_memory_is_no_fault_of_images_arrays_or_weights(
     monkeypatch.setitem(model.BACKBONES, "tiny", weights)
     errors = [
         caught_error(data_loader.read_image, str(image), (96, 32)),
-        caught_error(data_loader.load_arrays, str(tmp_path)),
+        caught_error(data_loader.load_arrays, str(tmp_path), None, None, (96, 32)),
         caught_error(model.build_backbone, "tiny", "imagenet"),
     ]
     for raised in errors:
@@ -201,6 +201,7 @@ FEW_RESOURCES = [
     (RuntimeError("Too many open files. Communication with the workers is"), "--workers 0"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers"),
     (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "--workers"),
+    (RuntimeError("can't start new thread"), "--workers"),
     (RuntimeError("No working C++ compiler found in torch._inductor"), "--compile"),
     (RuntimeError("Failed to find C compiler. Please specify via CC"), "--compile"),
 ]

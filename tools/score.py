@@ -28,16 +28,21 @@ import argparse
 import json
 import logging
 import os
+import sys
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import scipy.io
 from tqdm import tqdm
 
+# `python tools/score.py` would search for modules in tools/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import utils
 from data_manager import DATASETS, Dataset, DrawGallery, Split
-from eval_metrics import Distances, Results
+from eval_metrics import Distances, Results, check_trials
 
 # The columns of a file of features: numpy's letters for the types that each may have.
 COLUMN_TYPES = {"paths": "U", "pids": "iu", "camids": "iu", "thermal": "b"}
@@ -53,21 +58,25 @@ log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE.npz", help="features of all test images")
+    files_help = "features of all test images"
+    add("files", nargs="+", type=utils.file_path, metavar="FILE.npz", help=files_help)
     add("--dataset", choices=list(DATASETS), default="sysu", help="dataset (%(default)s)")
     add("--features", metavar="NAME", help="score these features alone")
-    add("--log-path", default="log/", help="folder of logs and results (%(default)s)")
+    log_help = "folder of logs and results (%(default)s)"
+    add("--log-path", type=utils.file_path, default="log/", help=log_help)
     add("--seed", type=utils.seed_number, default=1, help="seed of random rankings (1)")
     utils.add_protocol_flags(parser, DATASETS)
     galleries = ["seeded", "official"]
     gallery_help = "which galleries of SYSU-MM01 (%(default)s)"
     add("--gallery", choices=galleries, default="seeded", help=gallery_help)
-    add("--rand-perm", metavar="FILE", help="rand_perm_cam.mat, for --gallery official")
+    rand_perm_help = "rand_perm_cam.mat, for --gallery official"
+    add("--rand-perm", type=utils.file_path, metavar="FILE", help=rand_perm_help)
     kinds = Distances.KINDS
     add("--distance", choices=kinds, default="cosine", help="distance of features (%(default)s)")
     rerank_help = "k-reciprocal re-ranking; it uses the other queries, too"
     add("--rerank", action="store_true", help=rerank_help)
-    add("--mat", metavar="DIR", help="write .mat files for SYSU-MM01's official evaluation")
+    mat_help = "write .mat files for SYSU-MM01's official evaluation"
+    add("--mat", type=utils.file_path, metavar="DIR", help=mat_help)
     return parser
 
 
@@ -400,6 +409,7 @@ def score_files(files: list[str], args: argparse.Namespace) -> tuple[Results, li
             if args.mat:
                 write_mat(args.mat, images, features, dataset.official_persons)
             eval_trials = dataset.eval_trials(images, vars(args), trials, draw)
+            check_trials(eval_trials, images, dataset)
             for eval_trial in tqdm(eval_trials, "score", unit="trial", disable=None, leave=False):
                 results.add(eval_trial, images, features)
         except utils.InputError as error:
