@@ -1,13 +1,17 @@
 """Figures show what they say: what is drawn is compared with what went in."""
 
 import dataclasses
+import io
 import json
 import tracemalloc
+import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from conftest import RUN, result
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -359,6 +363,95 @@ def test_samples_have_a_column_for_each_modality_of_a_camera(regdb_tree):
 def test_too_large_a_figure_is_an_error():
     with pytest.raises(InputError, match="500 x 6 images"):
         figures.new_figure(500, 6, (0.95, 1.9), "Test persons")
+
+
+# ---- files and fonts ----------------------------------------------------------------------------
+
+
+def figure_of_label(label: str) -> Figure:
+    """Curves whose legend has this label; a title has two lines."""
+    epochs = [{"epoch": i, "CE": 2.0, "fc_trial_own_center_distance": 1.0} for i in range(3)]
+    return figures.curves({label: epochs})
+
+
+def written_by(save, figure: Figure, *arguments) -> bytes:
+    """What ``save`` writes of a figure: `figures.save_figure`, or matplotlib's own method."""
+    file = io.BytesIO()
+    save(figure, file, *arguments)
+    return file.getvalue()
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """Stands for the list of installed fonts, which holds DejaVu Sans and one that was removed."""
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    (font,) = [entry for entry in font_manager.fontManager.ttflist if entry.fname == path]
+    removed = dataclasses.replace(font, fname="/removed.ttf", name="Removed Font")
+    installed = [font, removed]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", installed)
+    return installed
+
+
+def add_font(fonts: list, file: str, name: str) -> None:
+    """Install a font of matplotlib under another name, and with a weight that no text asks for."""
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/{file}"
+    fonts.append(dataclasses.replace(fonts[0], fname=path, name=name, weight=500))
+
+
+def test_labels_of_latin_letters_need_no_other_font(monkeypatch):
+    monkeypatch.setattr(figures, "families_with", None)  # would fail
+    label = "Ångström ± ✓ λ=0.1"
+    figure = figure_of_label(label)
+    written = written_by(figures.save_figure, figure, "png")
+    assert written == written_by(Figure.savefig, figure_of_label(label))
+
+
+def test_characters_are_drawn_by_another_font_that_has_them(fonts, caplog):
+    """The arrow is missing in DejaVu Sans and DejaVu Sans Mono."""
+    label = "a ⤀"
+    boxes = written_by(figures.save_figure, figure_of_label(label), "png")
+    assert len(caplog.messages) == 1
+    add_font(fonts, "DejaVuSansMono.ttf", "Font without it")
+    add_font(fonts, "STIXGeneral.ttf", "Font with it")
+    caplog.clear()
+    figure = figure_of_label(label)
+    written = written_by(figures.save_figure, figure, "png")
+    assert caplog.messages == []
+
+    expected = figure_of_label(label)
+    expected.legends[0].get_texts()[0].set_fontfamily(["sans-serif", "Font with it"])
+    assert written == written_by(Figure.savefig, expected)
+    assert written != boxes
+    assert figure.axes[0].title.get_fontfamily() == ["sans-serif"]
+
+
+def test_a_font_that_has_most_characters_comes_first(fonts):
+    add_font(fonts, "DejaVuSerif.ttf", "A Font with the arrow")
+    add_font(fonts, "STIXGeneral.ttf", "Font with all")
+    add_font(fonts, "LastResortHE-Regular.ttf", "Last Resort High-Efficiency")
+    assert figures.families_with({"⤀"}) == ["A Font with the arrow"]
+    assert figures.families_with({"⤀", "⌽"}) == ["Font with all"]
+    assert figures.families_with({"中"}) == []
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpg", "pdf", "svg"])
+def test_characters_that_no_font_has_are_named_in_one_line(fonts, caplog, image_format):
+    # The last one stands for a byte that is not UTF-8 in the name of a file.
+    figure = figure_of_label("中文 文字 हिन्दी \udcff")
+    with warnings.catch_warnings(action="error"):
+        assert written_by(figures.save_figure, figure, image_format)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("no installed font has these characters: द न ह ")
+    assert caplog.messages[0].endswith(" 中 字 文")
+    assert "\\udcff" in words_of(figure)
+
+
+def test_many_missing_characters_make_a_short_line(fonts, caplog):
+    many = "".join(chr(code) for code in range(0x4E00, 0x4F00))
+    written_by(figures.save_figure, figure_of_label(many), "png")
+    (line,) = caplog.messages
+    assert len(line) < 110
+    assert line.endswith(" ...")
 
 
 # ---- command line -------------------------------------------------------------------------------

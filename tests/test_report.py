@@ -61,13 +61,13 @@ def headings_of(content: str) -> list[str]:
 
 
 def test_page_stands_alone(page):
-    content = (page / "report.html").read_text()
+    content = (page / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=[\"'](?!data:)|url\(|@import|<script", content)
     assert len(content) < 5 * 2**20
 
 
 def test_page_holds_all_figures(page):
-    content = (page / "report.html").read_text()
+    content = (page / "report.html").read_text(encoding="utf-8")
     assert headings_of(content) == [
         "Results",
         "CMC",
@@ -84,7 +84,7 @@ def test_page_holds_all_figures(page):
 
 
 def test_page_holds_the_scores(page):
-    content = (page / "report.html").read_text()
+    content = (page / "report.html").read_text(encoding="utf-8")
     file = page / f"logs/test_{RUN}_last_all-single.json"
     for row in json.loads(file.read_text())["results"]:
         if row["feature"] == "fc":
@@ -103,7 +103,7 @@ def test_a_result_alone_gives_table_and_cmc(output_of, tmp_path):
     (tmp_path / "r.json").write_text(text)
     out = tmp_path / "new" / "r.html"
     screen = output_of("-m tools.report", tmp_path / "r.json", "--out", out)
-    content = out.read_text()
+    content = out.read_text(encoding="utf-8")
     assert headings_of(content) == ["Results", "CMC"]
     assert screen.count("50.00 ± 50.00") == 2 * len(MEASURES)
     assert str(out) in screen
@@ -133,7 +133,7 @@ def test_features_of_a_result_are_drawn(output_of, tmp_path, monkeypatch, networ
     (tmp_path / "r.json").write_text(result(networks=[network, {"trial": 4}], flags=flags))
     screen = output_of("-m tools.report", "r.json", "--out", "r.html")
     headings = ["Results", "CMC", "Embedding", "Distances"]
-    assert headings_of((tmp_path / "r.html").read_text()) == headings
+    assert headings_of((tmp_path / "r.html").read_text(encoding="utf-8")) == headings
     assert "left out: ranked queries and stripes of r: " in screen
 
 
@@ -141,7 +141,7 @@ def test_metrics_beside_a_result_without_a_checkpoint_are_not_its_own(output_of,
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "CE": 2.5}\n')
     (tmp_path / "r.json").write_text(result())
     output_of("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "r.html")
-    assert headings_of((tmp_path / "r.html").read_text()) == ["Results", "CMC"]
+    assert headings_of((tmp_path / "r.html").read_text(encoding="utf-8")) == ["Results", "CMC"]
 
 
 def test_a_single_trial_has_no_deviation(output_of, tmp_path):
@@ -157,7 +157,7 @@ def test_a_single_trial_has_no_deviation(output_of, tmp_path):
 def test_a_run_alone_gives_its_curves(output_of, sysu_run, tmp_path):
     out = tmp_path / "r.html"
     output_of("-m tools.report", f"a & b={sysu_run['logs'] / RUN}", "--out", out)
-    content = out.read_text()
+    content = out.read_text(encoding="utf-8")
     assert headings_of(content) == ["Training"]
     assert "<title>Hetero-Center loss: a &amp; b</title>" in content
 

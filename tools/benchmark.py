@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 import timeit
@@ -34,6 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+# `python tools/benchmark.py` would search for modules in tools/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 import utils
@@ -431,7 +435,7 @@ def measure(
         "peak GiB": peak_bytes / GIB,
     }
     if rank == 0:
-        Path(result_file).write_text(json.dumps(results))
+        Path(result_file).write_text(json.dumps(results), encoding="utf-8")
     if world_size > 1:
         dist.destroy_process_group()
 
@@ -448,7 +452,7 @@ def measure_in_processes(
         torch.multiprocessing.spawn(
             measure, (world_size, time_training, args, options, result_file), world_size
         )
-        return json.loads(Path(result_file).read_text())
+        return json.loads(Path(result_file).read_text(encoding="utf-8"))
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:

@@ -1,22 +1,29 @@
 """Figures of data, of training and of what a network has learned.
 
 A section for each: curves, cmc, embedding, distances, ranked, attention and samples. The function
-of that name returns a matplotlib figure, which its caller saves, as tools.visualize does.
+of that name returns a matplotlib figure, which `save_figure` writes.
 """
 
+import functools
+import logging
 import math
 import os
 import textwrap
+import warnings
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 
@@ -52,9 +59,13 @@ STYLE = matplotlib.rc_context(  # a decorator: a function draws in this style
 )
 IMAGE_SIZE = (160, 72)  # height and width at which persons are shown
 N_RANKED = 10  # gallery images that are shown for a query
+# Fonts that have a box or a blank for every character.
+PLACEHOLDER_FONTS = ("Last Resort High-Efficiency", "LastResort", ".LastResort", "Adobe Blank")
 MAX_PIXELS = 2**16  # the height and width of an image must be below it, says matplotlib
 N_BINS = 80  # of the histograms of distances
 PROJECTIONS = {"tsne": "t-SNE", "pca": "PCA"}
+
+log = logging.getLogger(__name__)
 
 
 # ---- what the figures share ---------------------------------------------------------------------
@@ -117,6 +128,97 @@ def show_image(
     axis.set(xticks=[], yticks=[])
     axis.set_title(caption, fontsize=10.5)
     axis.spines[:].set(visible=width > 0, color=colour, linewidth=width)
+
+
+# ---- writing a figure ---------------------------------------------------------------------------
+
+
+def save_figure(figure: Figure, file: str | BinaryIO, image_format: str, **options) -> None:
+    """Write a figure, in which all characters are drawn that an installed font has.
+
+    A warning names those that no font has. The texts of the figure are changed: they get more
+    fonts where they need them.
+
+    Args:
+        file: a path, or a binary file.
+        image_format: png, jpg, pdf or svg.
+        options: further ones of matplotlib's `savefig`.
+    """
+    texts = figure.findobj(Text)
+    for text in texts:
+        text.set_text(writable(text.get_text()))
+    missing = add_fonts(texts)
+    if missing:
+        names = textwrap.shorten(" ".join(sorted(missing)), 60, placeholder=" ...")
+        log.warning("no installed font has these characters: %s", names)
+    with warnings.catch_warnings():
+        # matplotlib would warn of each of them.
+        warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
+        figure.savefig(file, format=image_format, **options)
+
+
+def writable(text: str) -> str:
+    r"""Return a text that can be written as UTF-8, as matplotlib needs it.
+
+    What cannot, like a byte of a file's name that is not UTF-8, becomes an escape like \udcff.
+    """
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def add_fonts(texts: list[Text]) -> set[str]:
+    """Add installed fonts to texts that need them; return the characters that no font has."""
+    missing = set()
+    for text in texts:
+        missing |= missing_characters(text)
+    if not missing:
+        return missing
+    families = families_with(missing)
+    # matplotlib would warn of a family that lacks the weight of a text.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    still_missing = set()
+    for text in texts:
+        if missing_characters(text):
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+            still_missing |= missing_characters(text)
+    return still_missing
+
+
+def missing_characters(text: Text) -> set[str]:
+    """Return the characters of a text that none of its fonts has."""
+    missing = {character for character in text.get_text() if character.isprintable()}
+    font = text.get_fontproperties().copy()
+    for family in text.get_fontfamily():
+        font.set_family(family)
+        missing -= characters_of_font(font_manager.findfont(font))
+    return missing
+
+
+@functools.lru_cache(maxsize=16)  # a figure has few fonts and many texts
+def characters_of_font(path: str) -> frozenset[str]:
+    """Return the characters of a font; none if it cannot be read."""
+    try:
+        charmap = FT2Font(path).get_charmap()
+    except (OSError, RuntimeError):  # matplotlib also lists fonts that have been removed since
+        return frozenset()
+    return frozenset(chr(code) for code in charmap)
+
+
+def families_with(characters: set[str]) -> list[str]:
+    """Return installed font families that together have these characters, as far as any has."""
+    paths = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    coverage = {}
+    for family, path in paths.items():
+        if family not in PLACEHOLDER_FONTS:
+            coverage[family] = characters & characters_of_font(path)
+    # Fonts that have many of them come first: a word looks best in one font.
+    most_first = sorted(coverage, key=lambda name: (-len(coverage[name]), name))
+    families = []
+    remaining = characters
+    for family in most_first:
+        if coverage[family] & remaining:
+            families.append(family)
+            remaining = remaining - coverage[family]
+    return families
 
 
 # ---- curves: training ---------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import argparse
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 from tqdm import tqdm
+
+# `python tools/make_synthetic.py` would search for modules in tools/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from data_loader import ignore_ctrl_c
@@ -347,7 +351,7 @@ def make_tree(
     for path, text in tree.texts.items():
         file = partial / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on Windows
     save_images(partial, tree.images, seed, difficulty, workers)
     partial.rename(out)
     return True
@@ -404,7 +408,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     add = parser.add_argument
     add("--dataset", choices=list(TREES), required=True, help="layout to write")
-    add("--out", type=Path, required=True, help="folder to make: new, empty or the same tree")
+    out_help = "folder to make: new, empty or the same tree"
+    add("--out", type=utils.file_path, required=True, help=out_help)
     size = parser.add_mutually_exclusive_group()
     # The default is a text because argparse overlooks a flag whose value is the default itself.
     size.add_argument("--ids", type=int_from(5, 9999), default="130", help="persons (%(default)s)")

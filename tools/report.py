@@ -15,10 +15,15 @@ import io
 import os
 import re
 import string
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from matplotlib.figure import Figure
+
+# `python tools/report.py` would search for modules in tools/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from eval_metrics import MEASURES
@@ -257,7 +262,7 @@ def section_as_html(section: Section) -> str:
     options = {"optimize": True}
     if section.image_format == "jpeg":
         options = {"quality": 85}
-    section.figure.savefig(image, format=section.image_format, pil_kwargs=options)
+    figures.save_figure(section.figure, image, section.image_format, pil_kwargs=options)
     encoded = base64.b64encode(image.getvalue()).decode()
     heading = html.escape(section.heading)
     source = f"data:image/{section.image_format};base64,{encoded}"
@@ -282,7 +287,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features", default="fc", help="features to show: fc, pool5, ... (%(default)s)"
     )
-    parser.add_argument("--out", default="report.html", help="page to write (%(default)s)")
+    out_help = "page to write (%(default)s)"
+    parser.add_argument("--out", type=utils.file_path, default="report.html", help=out_help)
     return parser
 
 
@@ -290,9 +296,12 @@ def write_page(path: str, labels: list[str], sections: list[str]) -> None:
     title = html.escape(f"Hetero-Center loss: {', '.join(labels)}")
     page = PAGE.substitute(title=title, sections="\n".join(sections))
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    content = page.encode(errors="backslashreplace")  # labels may be words that are not UTF-8
-    with utils.atomic_write(path) as partial, open(partial, "wb") as file:
-        file.write(content)
+    with (
+        utils.atomic_write(path) as partial,
+        # Labels may be names of files, which need not be UTF-8.
+        open(partial, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(page)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from data_manager import DATASETS, Dataset, EvalTrial, Split, is_synthetic
 from eval_metrics import MEASURES, RANKS, TrialCounts
 from tools.score import load_features
-from utils import InputError
+from utils import InputError, file_path
 
 MAX_RANK = max(RANKS)  # length of the CMC curves in files of results
 
@@ -32,9 +32,10 @@ def label_files(entries: list[str]) -> dict[str, str]:
     files = {}
     for entry in entries:
         label = ""
-        path = entry
-        if not os.path.exists(entry):  # otherwise it is a path that may well hold a "="
+        path = file_path(entry)
+        if not os.path.exists(path):  # otherwise it is a path that may well hold a "="
             label, _, path = entry.rpartition("=")
+            path = file_path(path)
         if not label:
             label = re.sub(r"\.(json|jsonl|npz)$", "", os.path.basename(path.rstrip("/")))
         if label in files:
@@ -69,16 +70,16 @@ def read_metrics(path: str) -> list[dict[str, float]]:
     Raises:
         InputError: there is no such file, it is another file, or no epoch is finished.
     """
-    file_path = path
+    metrics_file = path
     if os.path.isdir(path):
-        file_path = os.path.join(path, "metrics.jsonl")
-    if not os.path.isfile(file_path):
-        raise InputError(f"{file_path} not found: give the folder of a run, like log/<run>")
-    with open(file_path, encoding="utf-8", errors="replace") as file:
+        metrics_file = os.path.join(path, "metrics.jsonl")
+    if not os.path.isfile(metrics_file):
+        raise InputError(f"{metrics_file} not found: give the folder of a run, like log/<run>")
+    with open(metrics_file, encoding="utf-8", errors="replace") as file:
         lines = file.read().splitlines()
     if not lines:
-        raise InputError(f"{file_path} is empty: no epoch of this run is finished")
-    return [parse_epoch(line, file_path) for line in lines]
+        raise InputError(f"{metrics_file} is empty: no epoch of this run is finished")
+    return [parse_epoch(line, metrics_file) for line in lines]
 
 
 def parse_epoch(line: str, path: str) -> dict[str, float]:

@@ -37,10 +37,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# `python tools/sweep.py` would search for modules in tools/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import train
 import utils
 from eval_metrics import MEASURES
-from tools.figures import STYLE, add_legend, new_figure
+from tools.figures import STYLE, add_legend, new_figure, save_figure, writable
 from tools.results_files import format_percent, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +129,7 @@ def plan_run(args: argparse.Namespace, cell: dict[str, str], replicate: dict[str
     flags = args.flags + flag_words(cell | replicate)
     run_args = train.parse_args(flags)
     name = train.run_name(run_args)
-    folder = args.out / f"{name}_epochs{run_args.epochs}"
+    folder = Path(args.out) / f"{name}_epochs{run_args.epochs}"
     test_name = "_".join(["test", *args.test]).replace("/", "_")
 
     python = [sys.executable]
@@ -165,7 +168,7 @@ def flag_words(flags: dict[str, object]) -> list[str]:
 
 def in_words(flags: dict[str, str]) -> str:
     """Name flags in a title: {"w_hc": "0.1", "lr": "0.01"} -> "w_hc=0.1 lr=0.01"."""
-    return " ".join(f"{name}={value}" for name, value in flags.items())
+    return writable(" ".join(f"{name}={value}" for name, value in flags.items()))
 
 
 def shared_flags(run_args: argparse.Namespace) -> list[str]:
@@ -208,7 +211,7 @@ def carry_out(run: Run, free_gpus: queue.Queue, interrupted: threading.Event) ->
     if gpu is not None:
         gpu_flag = [f"--gpu={gpu}"]
     try:
-        with open(run.folder / "output.txt", "a") as output:
+        with open(run.folder / "output.txt", "a", encoding="utf-8") as output:
             for command in (run.training, run.testing):
                 done = subprocess.run([*command, *gpu_flag], stdout=output, stderr=output)
                 if done.returncode in INTERRUPTED:
@@ -344,7 +347,10 @@ def draw_measure(axis: Axes, rows: list[Row], cells: list[str], measure: str) ->
 
 
 def write_csv(path: str, rows: list[Row]) -> None:
-    with utils.atomic_write(path) as partial, open(partial, "w", newline="") as file:
+    with (
+        utils.atomic_write(path) as partial,
+        open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["cell", "replicate", "protocol", "features", *MEASURES, "data"])
         for row in rows:
@@ -361,7 +367,7 @@ def compare(rows: list[Row], stem: str) -> None:
     """
     first_protocol = [row for row in rows if row.protocol == rows[0].protocol]
     with utils.atomic_write(f"{stem}.png") as partial:
-        draw(first_protocol).savefig(partial, format="png")
+        save_figure(draw(first_protocol), partial, "png")
     write_csv(f"{stem}.csv", rows)
     for protocol, kind in dict.fromkeys((row.protocol, row.features) for row in rows):
         selected = [row for row in rows if row.protocol == protocol and row.features == kind]
@@ -374,7 +380,8 @@ def compare(rows: list[Row], stem: str) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and tables")
+    out_help = "folder of the runs and tables"
+    add("--out", type=utils.file_path, required=True, metavar="DIR", help=out_help)
     add(
         "--vary",
         type=parse_choices,
@@ -426,7 +433,7 @@ def main() -> None:
     for choices in args.vary:
         varied_flags += choices[0]
     if rows:
-        compare(rows, str(args.out / ("-".join(varied_flags) or "all")))
+        compare(rows, os.path.join(args.out, "-".join(varied_flags) or "all"))
     failed = [str(run.folder / "output.txt") for run in unfinished if not run.read_rows()]
     if failed:
         raise utils.InputError(

@@ -8,10 +8,15 @@ Where several files may be given, each may have a label in front: "with HC=FILE"
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from matplotlib.figure import Figure
+
+# `python tools/visualize.py` would search for modules in tools/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from data_manager import DATASETS
@@ -111,7 +116,7 @@ def draw_distances(args: argparse.Namespace) -> Figure:
 
 def add_ranked_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FEATURES.npz", help=FEATURES_HELP)
+    add("file", type=utils.file_path, metavar="FEATURES.npz", help=FEATURES_HELP)
     add_features_flags(parser)
     utils.add_data_path_flag(parser, DATASETS)
     utils.add_protocol_flags(parser, DATASETS)
@@ -127,7 +132,8 @@ def draw_ranked(args: argparse.Namespace) -> Figure:
 
 def add_attention_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="file that train.py saved")
+    checkpoint_help = "file that train.py saved"
+    add("checkpoint", type=utils.file_path, metavar="CHECKPOINT", help=checkpoint_help)
     add_tree_flags(parser)
     add("--trial", type=utils.positive_int, help="RegDB's trial (the checkpoint's)")
     add_persons_flags(parser, default=4)
@@ -218,6 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_flags(subparser)
         subparser.add_argument(
             "--out",
+            type=utils.file_path,
             default=f"{name}.png",
             help=f"file to write: {', '.join(OUT_FORMATS)} (%(default)s)",
         )
@@ -235,7 +242,7 @@ def main() -> None:
     figure = COMMANDS[args.command].draw(args)
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     with utils.atomic_write(args.out) as partial:
-        figure.savefig(partial, format=image_format)
+        figures.save_figure(figure, partial, image_format)
     print(args.out)
 
 
