@@ -6,7 +6,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import shlex
 import signal
 import warnings
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -59,35 +58,41 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(path, formats=IMAGE_FORMATS) as file,
         ):
-            check_8_bits(file, path)
+            wide_format = format_beyond_8_bits(file)
             ImageOps.exif_transpose(file, in_place=True)
             image = file.convert("RGB")
-    except (InputError, PermissionError):
-        raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: permission denied") from error
     except Exception as error:  # corrupt files make Pillow raise many types
         if resource_advice(error):
             raise
         raise InputError(
             f"{path} cannot be read as an image ({error}): repair or remove it"
         ) from None
+    if wide_format is not None:
+        raise InputError(
+            f"{path} has more than 8 bits a channel ({wide_format}): convert all images to 8 bits, "
+            "with one fixed range of values for all"
+        )
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def check_8_bits(file: Image.Image, path: str) -> None:
-    """Raise InputError if an open image has 16 or 32 bits a channel, or floats.
+def format_beyond_8_bits(file: Image.Image) -> str | None:
+    """Return the pixel format of an open image if it has more than 8 bits a channel, or floats.
 
-    Pillow would clip such values to 255, or drop their lower bits.
+    Pillow would clip such values to 255, or drop their lower bits. Its modes do not tell: 16-bit
+    colours have the mode "RGB", too.
     """
-    is_wide = file.mode.startswith(("I", "F"))
-    # The mode of colour images hides the bits. How a tile is stored shows them: "RGB;16B".
-    for tile in file.tile:
-        if re.search(";16[BLN]", str(tile[3])):
-            is_wide = True
-    if is_wide:
-        raise InputError(
-            f"{path} has more than 8 bits a channel (Pillow's mode {file.mode}): convert all "
-            "images to 8 bits, with one fixed range of values for all"
-        )
+    if file.format == "PNG":
+        for tile in file.tile:
+            stored_as = str(tile[3])  # "I;16B" or "RGB;16B", for example
+            if ";16" in stored_as:
+                return f"PNG, {stored_as}"
+    if file.format == "TIFF":
+        bits = max(file.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
+        if bits > 8:
+            return f"TIFF, {bits} bits a channel"
+    return None
 
 
 def read_batch(paths: list[str], size: tuple[int, int]) -> np.ndarray | InputError:
@@ -129,7 +134,7 @@ def read_images(
         raise InputError(f"image readers cannot start ({error}): {READER_REMEDY}") from error
     for images in batches_of_images:
         if isinstance(images, InputError):
-            raise images
+            raise InputError(str(images))  # ``images`` itself would keep this frame alive
         yield images
 
 
@@ -218,7 +223,7 @@ def load_training_set(
     """Load the arrays of pre_process_sysu.py, or read the dataset's training images.
 
     Args:
-        dataset: decides which.
+        dataset: if it is preprocessed, arrays are loaded; else image files are read.
         root: folder of the dataset.
         arrays_folder: folder of the arrays; None: ``root``.
         train_images: as `list_training_images` returns them. None: only for arrays.
@@ -269,7 +274,8 @@ def digest_of_images(images: Split, root: str, size: tuple[int, int]) -> str:
     """Return a digest of the files from which arrays of images of this size are made.
 
     It changes with the path below ``root``, the length or the modification time of any file.
-    A tree that is copied with its times keeps its digest: most archives keep whole seconds.
+    Times are taken in whole seconds, as most archives keep them: so a tree that is copied with its
+    times keeps its digest.
     """
     digest = hashlib.sha256(f"{size}".encode())
     for path in images.paths:
@@ -306,11 +312,12 @@ def load_arrays(
     remedy = preprocess_command(root, arrays_folder, size)
     visible_file, visible_label_file = array_files(folder, "rgb")
     thermal_file, thermal_label_file = array_files(folder, "ir")
-    visible = map_array(visible_file, remedy)
-    thermal = map_array(thermal_file, remedy)
-    visible_labels = map_array(visible_label_file, remedy)
-    thermal_labels = map_array(thermal_label_file, remedy)
-    train_set = TrainingSet(visible, thermal, visible_labels, thermal_labels)
+    train_set = TrainingSet(
+        map_array(visible_file, remedy),
+        map_array(thermal_file, remedy),
+        read_labels(visible_label_file, remedy),
+        read_labels(thermal_label_file, remedy),
+    )
     problem = problem_of_arrays(train_set)
     if problem is None and train_images is not None:
         problem = difference_from_images(train_set, train_images, root, folder)
@@ -321,12 +328,10 @@ def load_arrays(
             "train: %d persons, %d visible and %d infrared images in arrays; they are not compared "
             "with image files: there are none, or no lists of them",
             train_set.n_class,
-            len(visible),
-            len(thermal),
+            len(train_set.visible),
+            len(train_set.thermal),
         )
-    return TrainingSet(
-        visible, thermal, visible_labels.astype(np.int64), thermal_labels.astype(np.int64)
-    )
+    return train_set
 
 
 def difference_from_images(
@@ -343,14 +348,17 @@ def difference_from_images(
     ):
         if not np.array_equal(np.bincount(array_labels), np.bincount(image_labels)):
             return (
-                f"the arrays are of other persons or images: {len(array_labels)} {modality} images "
-                f"of {len(np.unique(array_labels))} persons, but the lists and folders have "
-                f"{len(image_labels)} of {len(np.unique(image_labels))}"
+                f"the arrays have other numbers of {modality} images of a person than the folders: "
+                f"in all {len(array_labels)} of {len(np.unique(array_labels))} persons, in the "
+                f"folders {len(image_labels)} of {len(np.unique(image_labels))}"
             )
     digest = read_digest(folder)
     array_size = train_set.visible.shape[1:3]
     if digest is not None and digest != digest_of_images(train_images, root, array_size):
-        return "since then image files were changed, renamed, or copied without their times"
+        return (
+            "after the arrays were made, image files were changed, renamed, or copied without "
+            "their times"
+        )
     return None
 
 
@@ -365,8 +373,6 @@ def problem_of_arrays(train_set: TrainingSet) -> str | None:
             return f"images {images.shape} {images.dtype} do not fit labels {labels.shape}"
         if not images.size:
             return "there are no images"
-        if labels.dtype.kind not in "iu":
-            return f"labels of type {labels.dtype} are not whole numbers"
     persons = np.unique(train_set.visible_labels)
     if not np.array_equal(persons, np.unique(train_set.thermal_labels)):
         return "visible and infrared images are of different persons"
@@ -376,7 +382,11 @@ def problem_of_arrays(train_set: TrainingSet) -> str | None:
 
 
 def map_array(path: str, remedy: str) -> np.ndarray:
-    """Open an .npy file, memory-mapped. InputError, with the ``remedy``: it cannot be read."""
+    """Open an .npy file, memory-mapped.
+
+    Raises:
+        InputError: it cannot be read. The message ends with the ``remedy``.
+    """
     if not os.path.isfile(path):
         raise InputError(f"{path} not found: {remedy}")
     try:
@@ -387,6 +397,14 @@ def map_array(path: str, remedy: str) -> np.ndarray:
         if resource_advice(error):
             raise
         raise InputError(f"{path}: {error}: {remedy}") from error
+
+
+def read_labels(path: str, remedy: str) -> np.ndarray:
+    """Read the labels of an .npy file as int64."""
+    labels = map_array(path, remedy)
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: labels of type {labels.dtype} are not whole numbers: {remedy}")
+    return labels.astype(np.int64)
 
 
 def preprocess_command(root: str, arrays_folder: str | None, size: tuple[int, int]) -> str:

@@ -11,9 +11,9 @@ LLCM (1,064 persons)
     test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
     test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
 
-Person ids are separated by commas, blanks or line ends. A person's folder may have fewer digits.
-Of the persons on the lists nothing is left out without a warning or an error. "thermal" in names
-means infrared.
+Person ids are separated by commas, spaces or line ends. A person's folder may have fewer digits.
+If anything of a listed person is left out, a warning or an error names it. "thermal" in names means
+infrared.
 
 Everything else about a dataset is its entry in `DATASETS`, at the end; docs/DATASETS.md says how to
 add one. A list or a dataset that is missing or malformed on disk raises `InputError`.
@@ -110,7 +110,7 @@ class Dataset:
     cmc_by_identity: bool = True  # CMC: the first r distinct persons; False: the first r images
     junk_rule: str = ""  # what `junk_mask` says, for an error
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
-    train_list: str = ""  # of a preprocessed dataset: without this list, its arrays are enough
+    train_list: str = ""  # of a preprocessed dataset: without this list, arrays are not compared
     one_model_per_trial: bool = False  # each trial has training persons of its own
     official_persons: int = 0  # for tools.score: number of rows of the official .mat files
 
@@ -207,8 +207,8 @@ def check_disjoint(train_pids: list[int], test_pids: list[int], root: str) -> No
     both = sorted(set(train_pids) & set(test_pids))
     if both:
         raise InputError(
-            f"{root}/exp: {len(both)} persons are on a training list and on the test list "
-            f"({first_three(both)}), so that scores would be too high: take them off one of them"
+            f"{root}/exp: persons on both a training list and the test list ({len(both)}): "
+            f"{first_three(both)}. Scores would be too high: remove them from one of the two"
         )
 
 
@@ -482,13 +482,13 @@ def check_no_shared_images(train: Split, test: Split) -> None:
     both = [path for path in train.paths if file_identity(path) in test_files]
     if both:
         raise InputError(
-            f"{len(both)} images are both training and test images ({first_three(both)}), so that "
-            "scores would be too high: remove them from one of the two"
+            f"files that are both training and test images ({len(both)}): {first_three(both)}. "
+            "Scores would be too high: remove them from one of the two"
         )
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode: they are equal for all paths of a file. None: there is no file."""
+    """Return device and inode, which are equal for all paths of a file; None without a file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -520,9 +520,9 @@ def log_counts(images: Split, dataset: Dataset, subset: str) -> None:
     expected = dataset.counts.get(subset)
     if not expected:
         return
-    known_counts = counts[: len(expected)]  # of LLCM only the persons are known
+    compared_counts = counts[: len(expected)]  # of LLCM only the persons are known
     is_about_as_large = abs(n_persons - expected[0]) <= expected[0] // 10
-    if is_about_as_large and known_counts != expected:
+    if is_about_as_large and compared_counts != expected:
         log.warning(
             "%s: %d persons, %d visible and %d infrared images, but %s has %s: is it complete?",
             subset,
@@ -592,7 +592,10 @@ class LeftOut:
         self.names.setdefault(kind, []).append(name)
 
     def add_persons_without_images(self, pids: list[int], images: Split) -> None:
-        """Add the persons who have no image. That all have none is an error elsewhere."""
+        """Add the persons who have no image.
+
+        If nobody has one, nothing is added: whoever needs the images raises an error.
+        """
         if len(images):
             for pid in sorted(set(pids) - set(images.pids.tolist())):
                 self.add("persons on the list without any image", pid)
@@ -634,13 +637,13 @@ def person_folders(
     for entry in entries_of(root):
         is_camera = entry.name in names and entry.is_dir()
         if entry.name.lower().startswith("cam") and not is_camera:
-            left_out.add("camera folders that the dataset does not have", entry.path)
+            left_out.add("what is named cam, but is no camera folder of this dataset", entry.path)
 
     folders = {}
     for camid, name in zip(cameras, names, strict=True):
         for entry in entries_of(os.path.join(root, name)):
             if not entry.is_dir() or not re.fullmatch("[0-9]{1,9}", entry.name):
-                left_out.add("entries of camera folders that are not a person's folder", entry.path)
+                left_out.add("entries of camera folders that are not person folders", entry.path)
                 continue
             key = (int(entry.name), camid)
             if key in folders:
@@ -697,7 +700,7 @@ def images_in_list(root: str, name: str, camid: int, thermal: bool) -> Split:
         match = re.fullmatch(r"(\S.*)\s([0-9]{1,9})", line.strip().replace("\\", "/"))
         if match is None or leaves_folder(match[1]):
             raise InputError(
-                f"{index}, line {number}: {line!r} is not '<path below {root}> <label>'"
+                f"{index}, line {number}: {line[:100]!r} is not '<path below {root}> <person id>'"
             )
         path = os.path.join(root, match[1].rstrip())
         rows.append((path, int(match[2]), camid, thermal))
@@ -712,7 +715,7 @@ def leaves_folder(path: str) -> bool:
 
 
 def read_ids(root: str, name: str, may_be_empty: bool = False) -> list[int]:
-    """Read the person ids of a file, separated by commas, blanks or line ends.
+    """Read the person ids of a file, separated by commas, spaces or line ends.
 
     Raises:
         InputError: the file is missing or holds something else, or it holds nothing.
@@ -723,8 +726,8 @@ def read_ids(root: str, name: str, may_be_empty: bool = False) -> list[int]:
         for word in line.replace(",", " ").split():
             if not re.fullmatch("[0-9]{1,9}", word):
                 raise InputError(
-                    f"{path}, line {number}: {word[:60]!r} is not a person id: the file must hold "
-                    "whole numbers like 1,2,3, on one line or more"
+                    f"{path}, line {number}: {word[:60]!r} is not a person id: write "
+                    "person ids as whole numbers like 1,2,3, on one line or more"
                 )
             pids.append(int(word))
     if not pids and not may_be_empty:
@@ -751,7 +754,7 @@ def read_lines(path: str, root: str) -> list[str]:
         text = content.decode(encoding)
     except UnicodeDecodeError:
         text = None
-    if text is None or "\0" in text:  # zeros are of UTF-16 without a mark, or of UTF-32
+    if text is None or "\0" in text:  # UTF-16 without a mark and UTF-32 have zeros
         raise InputError(f"{path} is in another encoding than UTF-8: save it as UTF-8")
     return re.split("\r\n|\r|\n", text)
 

@@ -350,10 +350,10 @@ class TrialCounts:
 
 
 def check_trials(trials: list[EvalTrial], images: Split, dataset: Dataset) -> None:
-    """Check the first trial of each protocol, before any image is embedded.
+    """Check, before any image is embedded, that queries have matches in the gallery.
 
-    The other trials have the same persons and cameras. Warn if chance is 100%, as it is with a
-    gallery of one person.
+    Warn if chance is 100%, as it is with a gallery of one person. The first trial of each protocol
+    is checked: the others have the same persons and cameras.
 
     Raises:
         InputError: no query has a match.

@@ -4,8 +4,8 @@
 
 The script writes into the dataset's folder, or into --arrays: train_rgb_resized_img.npy
 (N, 288, 144, 3) uint8, train_rgb_resized_label.npy (N,), and the same two with ir. Labels are
-0..n-1 in ascending order of person id. By train_resized_digest.txt later changes of the image
-files are noticed.
+0..n-1 in ascending order of person id. By train_resized_digest.txt this script and train.py notice
+later changes of the image files.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def arrays_match(folder: str, root: str, train_images: Split, size: tuple[int, int]) -> bool:
     """Return whether a folder has arrays of these training images, in this size.
 
-    Arrays without a digest may be of other images.
+    False without a digest: then the arrays may be of other images.
     """
     try:
         train_set = load_arrays(root, folder, train_images, size)
@@ -73,9 +73,9 @@ def write_arrays(
 ) -> None:
     """Write images and labels of both modalities; a kill never leaves new images with old labels.
 
-    All files are written under other names. Then the old digest and labels are removed, the images
-    get their names, then the labels, and last the digest. After a kill in between there are no
-    labels, which `load_arrays` does not accept, or no digest, so that `arrays_match` is False.
+    All files are written under other names. Then the old digest and labels are removed, and images,
+    labels and digest get their names, in this order. After a kill in between, labels are missing,
+    which is an error in train.py, or the digest is, and this script writes the arrays again.
 
     Args:
         folder: where to write.
@@ -85,28 +85,27 @@ def write_arrays(
         workers: processes that read images.
     """
     files = {modality: array_files(folder, modality) for modality in splits}
-    image_files = [images for images, _ in files.values()]
-    label_files = [labels for _, labels in files.values()]
-    removed_first = [digest_file(folder), *label_files]
+    image_paths = [images for images, _ in files.values()]
+    label_paths = [labels for _, labels in files.values()]
+    digest_path = digest_file(folder)
     with contextlib.ExitStack() as stack:
         partial = {}
-        # ExitStack renames them in reverse order: images, labels, digest.
-        for path in removed_first + image_files:
+        for path in [digest_path, *label_paths, *image_paths]:  # they are renamed last to first
             partial[path] = stack.enter_context(utils.atomic_write(path))
         for modality, split in splits.items():
             images, labels = files[modality]
             write_images(partial[images], split, size, workers)
             with open(partial[labels], "wb") as file:
                 np.save(file, relabel(split.pids))
-        with open(partial[digest_file(folder)], "w", encoding="utf-8") as file:
+        with open(partial[digest_path], "w", encoding="utf-8") as file:
             file.write(f"{digest}\n")
-        for path in removed_first:
+        for path in [digest_path, *label_paths]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
 
 
 def check_writable(folder: str) -> None:
-    """Make the folder, if need be. InputError: nothing can be written into it."""
+    """Make the folder, if need be. Raise InputError if nothing can be written into it."""
     os.makedirs(folder, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise utils.InputError(
@@ -131,7 +130,9 @@ def main() -> None:
     lock = os.path.join(folder, "pre_process.lock")
     with utils.lock_file(lock, "another process writes these arrays: try again when it is done"):
         if any(os.path.exists(array_files(folder, modality)[0]) for modality in splits):
-            log.warning("existing arrays are replaced by arrays of %d x %d pixels", *size)
+            log.warning(
+                "existing arrays are replaced by arrays of %d x %d pixels (height x width)", *size
+            )
         write_arrays(folder, splits, digest, size, args.workers)
     log.info("written: %s", os.path.join(folder, "train_{rgb,ir}_resized_{img,label}.npy"))
 

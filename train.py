@@ -278,9 +278,10 @@ def list_images(
     train_images = list_training_images(
         dataset, args.data_path, args.trial, may_be_missing=dataset.preprocessed
     )
-    test_images, test_trial = list_test_images(dataset, args)
+    test_images = dataset.test(args.data_path, args.trial)
     if train_images is not None:
         check_no_shared_images(train_images, test_images)
+    test_images, test_trial = select_test(test_images, dataset, args)
     return train_images, test_images, test_trial
 
 
@@ -495,12 +496,13 @@ def log_progress(
 # ---- tests during training ----------------------------------------------------------------------
 
 
-def list_test_images(dataset: Dataset, args: argparse.Namespace) -> tuple[Split, EvalTrial]:
-    """List the images and the one trial of the tests during training (FIDELITY 23).
+def select_test(
+    images: Split, dataset: Dataset, args: argparse.Namespace
+) -> tuple[Split, EvalTrial]:
+    """Select the one trial of the tests during training, and its images (FIDELITY 23).
 
     SYSU-MM01: the first single-shot gallery of --mode. RegDB: the run's own --trial.
     """
-    images = dataset.test(args.data_path, args.trial)
     number = args.trial if dataset.one_model_per_trial else dataset.trials[0]
     trials = dataset.eval_trials(images, {"mode": args.mode}, [number])
     check_trials(trials, images, dataset)
@@ -543,7 +545,9 @@ def evaluate(
 
 def score_checkpoint(name: str, device: torch.device, args: argparse.Namespace) -> None:
     """Test the checkpoint of --resume, or the last one of the run, as training does."""
-    images, trial = list_test_images(DATASETS[args.dataset], args)
+    dataset = DATASETS[args.dataset]
+    images = dataset.test(args.data_path, args.trial)
+    images, trial = select_test(images, dataset, args)
     resume = args.resume
     if resume in ("", "last"):
         resume = f"{name}_last.t"
@@ -681,8 +685,8 @@ class RunRecord:
     ) -> None:
         """Restore the state after the checkpoint's epoch.
 
-        That of a checkpoint of train.py is exact (FIDELITY 7). Published checkpoints hold the epoch
-        and scores only, those of other programs weights alone.
+        A checkpoint of train.py restores all of it exactly (FIDELITY 7). A published one holds the
+        epoch and scores only, a file of another program nothing but weights.
         """
         if "epoch" not in checkpoint:
             log.warning("%s holds weights alone: training starts with them at epoch 0", path)

@@ -618,7 +618,7 @@ def as_checkpoint(content: object) -> dict:
     """Return what a file holds as a checkpoint, {"net": weights, ...}; {} if it is none.
 
     Other programs save the weights themselves, or as "state_dict" or "model". Their further
-    entries, an epoch for example, are ignored: they may mean something else.
+    entries, such as an epoch, are ignored: they may mean something else.
     """
     if not isinstance(content, dict):
         return {}

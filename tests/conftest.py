@@ -161,6 +161,7 @@ def run_here(script: str, *flags) -> None:
     path = ROOT / f"{script.removeprefix('-m ').removesuffix('.py').replace('.', '/')}.py"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [path.name, *(str(flag) for flag in flags)])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored, if a script changes it
         runpy.run_path(str(path), run_name="__main__")
 
 

@@ -134,12 +134,13 @@ def show_image(
 
 
 def save_figure(figure: Figure, file: str | BinaryIO, image_format: str, **options) -> None:
-    """Write a figure, in which all characters are drawn that an installed font has.
+    """Write a figure.
 
-    A warning names those that no font has. The texts of the figure are changed: they get more
-    fonts where they need them.
+    Texts get further installed fonts for the characters that their own font lacks. A warning names
+    the characters that no installed font has.
 
     Args:
+        figure: its texts may be changed.
         file: a path, or a binary file.
         image_format: png, jpg, pdf or svg.
         options: further ones of matplotlib's `savefig`.
@@ -149,8 +150,8 @@ def save_figure(figure: Figure, file: str | BinaryIO, image_format: str, **optio
         text.set_text(writable(text.get_text()))
     missing = add_fonts(texts)
     if missing:
-        names = textwrap.shorten(" ".join(sorted(missing)), 60, placeholder=" ...")
-        log.warning("no installed font has these characters: %s", names)
+        characters = textwrap.shorten(" ".join(sorted(missing)), 60, placeholder=" ...")
+        log.warning("no installed font has these characters: %s", characters)
     with warnings.catch_warnings():
         # matplotlib would warn of each of them.
         warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
