@@ -51,7 +51,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
             a channel.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path} not found, or a broken link: is --data-path right?")
+        raise image_not_found(path)
     height, width = size
     try:
         with (
@@ -67,7 +67,8 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
         if resource_advice(error):
             raise
         raise InputError(
-            f"{path} cannot be read as an image ({error}): repair or remove it"
+            f"{path} cannot be read as an image ({error}): repair it, convert it to an 8-bit PNG "
+            "file, or remove it"
         ) from None
     if wide_format is not None:
         raise InputError(
@@ -75,6 +76,10 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
             "with one fixed range of values for all"
         )
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def image_not_found(path: str) -> InputError:
+    return InputError(f"{path} not found, or a broken link: is --data-path right?")
 
 
 def format_beyond_8_bits(file: Image.Image) -> str | None:
@@ -276,11 +281,17 @@ def digest_of_images(images: Split, root: str, size: tuple[int, int]) -> str:
     It changes with the path below ``root``, the length or the modification time of any file.
     Times are taken in whole seconds, as most archives keep them: so a tree that is copied with its
     times keeps its digest.
+
+    Raises:
+        InputError: a file is missing.
     """
     digest = hashlib.sha256(f"{size}".encode())
     for path in images.paths:
         name = os.path.relpath(path, root).replace(os.sep, "/")
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise image_not_found(path) from None
         digest.update(f"{name} {status.st_size} {int(status.st_mtime)}\n".encode(errors="replace"))
     return digest.hexdigest()
 

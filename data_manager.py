@@ -512,7 +512,8 @@ def log_counts(images: Split, dataset: Dataset, subset: str) -> None:
         *counts,
         ", ".join(cameras) or "unknown",
     )
-    repeated = [path for path, times in Counter(images.paths).items() if times > 1]
+    times_listed = Counter(os.path.normpath(path) for path in images.paths)
+    repeated = [path for path, times in times_listed.items() if times > 1]
     if repeated:
         log.warning(
             "%s: listed more than once (%d): %s", subset, len(repeated), first_three(repeated)
@@ -705,7 +706,7 @@ def images_in_list(root: str, name: str, camid: int, thermal: bool) -> Split:
         path = os.path.join(root, match[1].rstrip())
         rows.append((path, int(match[2]), camid, thermal))
     if not rows:
-        raise InputError(f"{index} lists no image")
+        raise InputError(f"{index} lists no image: is the dataset complete?")
     return split_of_rows(rows)
 
 
@@ -727,11 +728,11 @@ def read_ids(root: str, name: str, may_be_empty: bool = False) -> list[int]:
             if not re.fullmatch("[0-9]{1,9}", word):
                 raise InputError(
                     f"{path}, line {number}: {word[:60]!r} is not a person id: write "
-                    "person ids as whole numbers like 1,2,3, on one line or more"
+                    "whole numbers of at most 9 digits, like 1,2,3, on one line or more"
                 )
             pids.append(int(word))
     if not pids and not may_be_empty:
-        raise InputError(f"{path} holds no person id")
+        raise InputError(f"{path} holds no person id: is the dataset complete?")
     return pids
 
 

@@ -106,7 +106,12 @@ def write_arrays(
 
 def check_writable(folder: str) -> None:
     """Make the folder, if need be. Raise InputError if nothing can be written into it."""
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise utils.InputError(
+            f"the folder {folder} cannot be made ({error.strerror}): name another by --arrays"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise utils.InputError(
             f"{folder} is read-only: name another folder by --arrays, also in train.py"

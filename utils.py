@@ -51,6 +51,7 @@ RESOURCE_ADVICE = {  # part of an error message, in lower case: what to do about
     "out of memory": MEMORY_ADVICE,
     "not enough memory": MEMORY_ADVICE,
     "allocate memory": MEMORY_ADVICE,
+    "could not create a primitive": MEMORY_ADVICE,  # as PyTorch's library for CPUs says it
     "too many open files": "too many open files: give --workers 0, or raise `ulimit -n`",
     "dataloader worker (pid": f"an image reader died: lower --workers, {READER_REMEDY}",
     "start new thread": "no more threads can be started: lower --workers, or raise `ulimit -u`",
@@ -68,6 +69,8 @@ def resource_advice(error: BaseException) -> str | None:
         for words, advice in RESOURCE_ADVICE.items():
             if words in text:
                 return advice
+    if error.__context__ is not None:  # PyTorch may raise another error while it ends a call
+        return resource_advice(error.__context__)
     return None
 
 
@@ -565,7 +568,7 @@ def read_torch_file(path: str, map_location: str = "cpu") -> object:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and "
-            "plain values: give another file"
+            "plain values. Of a whole model save the state_dict() alone"
         ) from error
     except Exception as error:  # corrupt files make torch raise many types
         if resource_advice(error):
@@ -595,7 +598,10 @@ def load_checkpoint(path: str, map_location: str = "cpu") -> dict:
     damaged = InputError(f"{path} is not a complete checkpoint of this method: give another file")
     weights = checkpoint.get("net")
     if not isinstance(weights, dict):
-        raise damaged
+        raise InputError(
+            f"{path} is not a complete checkpoint of this method: it has no weights as net, "
+            "state_dict or model"
+        )
     # torch.nn.DataParallel, with which some ran the original code, puts "module." before each name.
     weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
     checkpoint["net"] = weights
