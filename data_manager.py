@@ -487,6 +487,15 @@ def check_no_shared_images(train: Split, test: Split) -> None:
         )
 
 
+def check_images_exist(images: Split) -> None:
+    """Raise InputError if an image is missing. Training would notice it only at its first test."""
+    missing = [path for path in images.paths if not os.path.isfile(path)]
+    if missing:
+        raise InputError(
+            f"{first_three(missing)} not found ({len(missing)} images): is --data-path right?"
+        )
+
+
 def file_identity(path: str) -> tuple[int, int] | None:
     """Return device and inode, which are equal for all paths of a file; None without a file."""
     try:

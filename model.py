@@ -314,9 +314,10 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
     config = checkpoint["config"]
     for name in ("n_class", "low_dim", "arch", "num_parts"):
         if name not in config:
+            first_weights = ", ".join(list(checkpoint["net"])[:3]) or "none"
             raise InputError(
-                f"{path} does not hold a network of this method: it has other weights "
-                f"({', '.join(list(checkpoint['net'])[:3]) or 'none at all'})"
+                f"{path} does not hold a network of this method, but another one or a part: it "
+                f"lacks the weights of the classifiers (its first weights: {first_weights})"
             )
     if config["arch"] not in BACKBONES:
         raise InputError(

@@ -325,6 +325,14 @@ def open_trained(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
     for name in (*NETWORK_DEFAULTS, "n_class"):
         if name in config:
             description[name] = config[name]
+    if "img_h" not in config and args.img_h is None:
+        log.warning(
+            "%s does not tell the size of its images: %d x %d (height x width) is used; "
+            "--img-h and --img-w choose another",
+            path,
+            description["img_h"],
+            description["img_w"],
+        )
     description["checkpoint"] = path
     description["epoch"] = checkpoint.get("epoch")
     return load_network(checkpoint, path, args.drop), description

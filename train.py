@@ -41,6 +41,7 @@ from data_manager import (
     Dataset,
     EvalTrial,
     Split,
+    check_images_exist,
     check_no_shared_images,
     keep_used,
     list_training_images,
@@ -279,6 +280,7 @@ def list_images(
         dataset, args.data_path, args.trial, may_be_missing=dataset.preprocessed
     )
     test_images = dataset.test(args.data_path, args.trial)
+    check_images_exist(test_images)
     if train_images is not None:
         check_no_shared_images(train_images, test_images)
     test_images, test_trial = select_test(test_images, dataset, args)

@@ -15,6 +15,7 @@ import torchvision
 from conftest import RUN, RUN_FLAGS, TINY, folder_flags, only_json, read_all, rows_of
 
 import model
+import test
 import train
 import utils
 from data_manager import DATASETS
@@ -472,6 +473,18 @@ def test_weights_of_any_layout_get_the_same_scores(
         assert result["networks"][0]["n_class"] == 10
 
 
+@pytest.mark.parametrize(("flags", "is_warned_of"), [([], True), (["--img_h", "96"], False)])
+def test_weights_that_do_not_tell_the_size_of_images_are_warned_of(
+    resnet18_weights, caplog, tmp_path, flags, is_warned_of
+):
+    torch.save(resnet18_weights, tmp_path / "net.pth")
+    words = ["--resume", str(tmp_path / "net.pth"), *flags]
+    args = utils.parse(test.build_parser(), words)
+    test.open_trained(None, args)
+    assert ("net.pth does not tell the size" in caplog.text) == is_warned_of
+    assert ("288 x 144" in caplog.text) == is_warned_of
+
+
 @pytest.mark.parametrize("layout", ["bare", "state_dict"])
 def test_training_starts_with_weights_of_others_at_epoch_0(
     output_of, sysu_tree, resnet18_weights, tmp_path, layout
@@ -503,8 +516,8 @@ def test_weights_of_another_network_are_called_that(error_of, sysu_tree, tmp_pat
     torch.save(LAYOUTS[layout](resnet.state_dict()), file)
     flags = TINY if script == "train.py" else ["--workers", 0]
     line = error_of(script, *flags, *folder_flags(sysu_tree, tmp_path), "--resume", file)
-    assert f"{file} does not hold a network of this method: it has other weights" in line
-    assert "(conv1.weight, bn1.weight, " in line
+    assert f"{file} does not hold a network of this method, but another one" in line
+    assert "conv1.weight, bn1.weight, " in line
     for advice in ("another copy", "another file", "damaged"):
         assert advice not in line
 

@@ -506,6 +506,17 @@ def test_images_that_are_missing_are_no_leak(copy_of, error_of, tmp_path):
     assert "missing.bmp not found" in line
 
 
+def test_test_images_that_are_missing_end_training_before_its_first_step(
+    copy_of, error_of, monkeypatch, tmp_path
+):
+    tree = copy_of("regdb_tree")
+    words = (tree / "idx/test_thermal_1.txt").read_text().split()
+    (tree / words[0]).unlink()
+    monkeypatch.setattr(data_loader, "read_image", None)  # no image may be read
+    line = error_of(*command_on(tree, "train.py", "regdb", tmp_path))
+    assert f"{tree / words[0]} not found (1 images)" in line
+
+
 # ---- queries without a match --------------------------------------------------------------------
 
 
@@ -769,6 +780,7 @@ def test_arrays_without_a_digest_are_accepted(sysu_copy, train_one_epoch):
     (sysu_copy / DIGEST).unlink()
     printed = train_one_epoch(sysu_copy)
     assert lines_with("warning: train: ", printed) == []
+    assert "arrays without a digest" in printed
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64", ">i8"])

@@ -131,6 +131,7 @@ OUT_OF_MEMORY = [
     caught_error(torch.empty, 2**50),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     RuntimeError("CUDA error: out of memory"),
+    RuntimeError("could not create a primitive"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
 ]
@@ -143,6 +144,20 @@ def test_out_of_memory_names_the_flags_that_help(ending, error):
     assert line.count("\n") == 1
     for flag in MEMORY_FLAGS:
         assert flag in line
+
+
+def test_out_of_memory_is_found_behind_another_error(ending):
+    """torch.save raises an error of its own while it closes the file that it cannot write."""
+
+    def save() -> None:
+        try:
+            raise MemoryError
+        finally:
+            raise RuntimeError("unexpected pos 164438592 vs 164438480")
+
+    status, line = ending(caught_error(save))
+    assert status == 2
+    assert "out of memory" in line
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
