@@ -51,7 +51,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
             a channel.
     """
     if not os.path.isfile(path):
-        raise image_not_found(path)
+        raise InputError(f"{path} not found, or a broken link: is --data-path right?")
     height, width = size
     try:
         with (
@@ -76,10 +76,6 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
             "with one fixed range of values for all"
         )
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-
-
-def image_not_found(path: str) -> InputError:
-    return InputError(f"{path} not found, or a broken link: is --data-path right?")
 
 
 def format_beyond_8_bits(file: Image.Image) -> str | None:
@@ -281,17 +277,11 @@ def digest_of_images(images: Split, root: str, size: tuple[int, int]) -> str:
     It changes with the path below ``root``, the length or the modification time of any file.
     Times are taken in whole seconds, as most archives keep them: so a tree that is copied with its
     times keeps its digest.
-
-    Raises:
-        InputError: a file is missing.
     """
     digest = hashlib.sha256(f"{size}".encode())
     for path in images.paths:
         name = os.path.relpath(path, root).replace(os.sep, "/")
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            raise image_not_found(path) from None
+        status = os.stat(path)
         digest.update(f"{name} {status.st_size} {int(status.st_mtime)}\n".encode(errors="replace"))
     return digest.hexdigest()
 

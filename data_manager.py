@@ -444,7 +444,7 @@ def list_training_images(
         The images, the visible ones first.
 
     Raises:
-        InputError: a list is missing or malformed, or there are no images.
+        InputError: a list is missing or malformed, an image on it is missing, or there are none.
     """
     if may_be_missing and not os.path.exists(os.path.join(root, dataset.train_list)):
         return None
@@ -452,6 +452,7 @@ def list_training_images(
     # `relabel` numbers each modality by itself: both must have the same persons.
     images = concatenate(*keep_common_persons(visible, thermal))
     if len(images):
+        check_images_exist(images)
         log_counts(images, dataset, "train")
         return images
     if may_be_missing:
@@ -476,9 +477,8 @@ def keep_common_persons(visible: Split, thermal: Split) -> tuple[Split, Split]:
 
 
 def check_no_shared_images(train: Split, test: Split) -> None:
-    """Raise InputError if an image file is both a training and a test image."""
+    """Raise InputError if an image file is both a training and a test image. All must exist."""
     test_files = {file_identity(path) for path in test.paths}
-    test_files.discard(None)
     both = [path for path in train.paths if file_identity(path) in test_files]
     if both:
         raise InputError(
@@ -488,20 +488,18 @@ def check_no_shared_images(train: Split, test: Split) -> None:
 
 
 def check_images_exist(images: Split) -> None:
-    """Raise InputError if an image is missing. Training would notice it only at its first test."""
+    """Raise InputError if an image is missing. Reading would notice it only after some time."""
     missing = [path for path in images.paths if not os.path.isfile(path)]
     if missing:
         raise InputError(
-            f"{first_three(missing)} not found ({len(missing)} images): is --data-path right?"
+            f"{first_three(missing)} not found ({len(missing)} images), or a broken link: "
+            "is --data-path right?"
         )
 
 
-def file_identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode, which are equal for all paths of a file; None without a file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
+def file_identity(path: str) -> tuple[int, int]:
+    """Return device and inode, which are equal for all paths of a file."""
+    status = os.stat(path)
     return status.st_dev, status.st_ino
 
 

@@ -47,11 +47,13 @@ def arrays_match(folder: str, root: str, train_images: Split, size: tuple[int, i
 
     False without a digest: then the arrays may be of other images.
     """
+    if read_digest(folder) is None:
+        return False
     try:
         train_set = load_arrays(root, folder, train_images, size)
     except utils.InputError:  # they are missing, damaged or of other images
         return False
-    return read_digest(folder) is not None and train_set.visible.shape[1:3] == size
+    return train_set.visible.shape[1:3] == size
 
 
 def write_images(path: str, split: Split, size: tuple[int, int], workers: int) -> None:
@@ -125,7 +127,7 @@ def main() -> None:
     folder = args.arrays or root
     size = (args.img_h, args.img_w)
     images = list_training_images(DATASETS["sysu"], root, trial=None)
-    if arrays_match(folder, root, images, size) and not args.force:
+    if not args.force and arrays_match(folder, root, images, size):
         log.info("the arrays exist and match: nothing to do (--force writes them again)")
         return
 
