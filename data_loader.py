@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import data_manager
+import utils
 from data_manager import Dataset, Split
 from utils import READER_REMEDY, InputError, resource_advice
 
@@ -642,7 +643,7 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
         flip: (N,) bool, which images to mirror.
 
     Returns:
-        (N, 3, height, width) float32, in channels_last memory format.
+        (N, 3, height, width) float32, in `utils.memory_format`.
     """
     if images.shape[1:3] != size:
         channels_first = images.permute(0, 3, 1, 2).float()
@@ -658,7 +659,8 @@ def to_input(images: Tensor, size: tuple[int, int], flip: Tensor | None = None) 
     # Whole rows of pixels, (N, height, width * 3), are faster to normalise than single channels.
     mean, std = mean_and_std_rows(size[1], images.device)
     pixel_rows = images.flatten(2).float().div_(255).sub_(mean).div_(std)
-    return pixel_rows.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)
+    normalised = pixel_rows.unflatten(2, (size[1], 3)).permute(0, 3, 1, 2)
+    return normalised.contiguous(memory_format=utils.memory_format(images.device))
 
 
 @functools.cache

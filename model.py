@@ -293,8 +293,8 @@ def l2_normalise(x: Tensor) -> Tensor:
 
 
 def to_device(net: EmbedNet, device: torch.device) -> EmbedNet:
-    """Move a network to ``device``, in the memory format of the images: channels_last."""
-    return net.to(device, memory_format=torch.channels_last)
+    """Move a network to ``device``, in the memory format of the images."""
+    return net.to(device, memory_format=utils.memory_format(device))
 
 
 # ---- checkpoints, features ----------------------------------------------------------------------

@@ -14,6 +14,7 @@ os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -301,3 +302,15 @@ def sysu_run(sysu_tree, made_once) -> dict[str, Path]:
 
     out = made_once("sysu_run", make)
     return {"models": out / "models", "logs": out / "logs", "data": sysu_tree}
+
+
+@pytest.fixture
+def pytorch_settings(monkeypatch):
+    """Settings of PyTorch that a test may change, at PyTorch's own defaults."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(was_deterministic)

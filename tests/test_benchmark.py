@@ -1,14 +1,26 @@
 """The measurements run, and print all of their rows, with ratios the right way round."""
 
+import argparse
+import itertools
+import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import Interval
 
+import train
 import utils
 from eval_metrics import eval_sysu
+from loss import Criterion
+from model import EmbedNet
 from tools import benchmark
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 
 SIZE = ["--batch-size=16", "--img_h=81", "--img_w=16", "--steps=1"]
 SMALL = benchmark.RankingSize(queries=30, gallery=20, persons=5)
@@ -93,21 +105,241 @@ def test_data_says_how_much_faster_than_image_by_image_it_is(run, monkeypatch):
 def test_train_measures_the_stock_loop_and_ours(run):
     out = run("train", *SIZE, "--workers=0", "--warmup=0", "--arch=tiny")
     head, stock, ours = out.splitlines()
-    assert words_of(head) == "images/s step ms data wait ms peak GiB to stock"
-    assert stock.startswith("stock PyTorch, the original's loop ")
-    assert stock.endswith(" 1.00x")
-    assert ours.startswith("ours ")
+    columns = "images/s step data wait peak memory GPU busy"
+    assert words_of(head) == f"{columns} ratio to its baseline"
+    assert stock.startswith("stock PyTorch, the original's settings ")
+    assert stock.endswith(" GiB            -")  # no GPU, no baseline
+    assert ours.startswith("ours --precision tf32 ")
+    assert ours.endswith("x stock PyTorch, the original's settings")
 
 
-def test_train_says_how_much_faster_than_the_stock_loop_ours_is(run, monkeypatch):
-    def known_results(world_size, time_training, args, options):
-        speeds = {benchmark.time_stock: 100, benchmark.time_ours: 250}
-        return {"images/s": speeds[time_training], "step ms": 10}
+def known_results(speed: float, gpu_busy: float | None = None) -> dict[str, float | None]:
+    return {
+        "images/s": speed,
+        "step ms": 10,
+        "data wait ms": 1,
+        "peak GiB": 2,
+        "GPU busy": gpu_busy,
+    }
 
-    monkeypatch.setattr(benchmark, "measure_in_processes", known_results)
-    _, stock, ours = run("train", *SIZE).splitlines()
-    assert stock.split()[-3:] == ["100.00", "10.00", "1.00x"]
-    assert ours.split()[-3:] == ["250.00", "10.00", "2.50x"]
+
+def test_each_row_of_train_has_its_ratio_to_a_baseline_of_equal_settings(run, monkeypatch):
+    rows = iter([(100, 0.5), (250, None), (500, 0.905)])
+
+    def measure_in_processes(world_size, time_training, args, options):
+        assert options.precision == "bf16"
+        return known_results(*next(rows))
+
+    monkeypatch.setattr(benchmark, "measure_in_processes", measure_in_processes)
+    _, stock, ours, compiled = run("train", *SIZE, "--precision=bf16", "--compile").splitlines()
+    results = "10.0 ms 1.0 ms 2.00 GiB"
+    assert words_of(stock) == f"stock PyTorch, bf16 autocast 100.0 {results} 50%"
+    ratio = "2.50x stock PyTorch, bf16 autocast"
+    assert words_of(ours) == f"ours --precision bf16 250.0 {results} - {ratio}"
+    ratio = "2.00x ours --precision bf16"
+    assert words_of(compiled) == f"with --compile 500.0 {results} 90% {ratio}"
+
+
+def flags_of_train(*flags: str) -> argparse.Namespace:
+    options = train.parse_args(["--arch=tiny", "--workers=0", "--img_h=81", "--img_w=16", *flags])
+    return benchmark.with_flags(options, pretrained="none", batch_size=16)
+
+
+def test_a_row_and_its_baseline_differ_in_one_thing():
+    """Ours from the stock loop in the code, an option's row from ours in the option."""
+    options = flags_of_train("--no-deterministic")
+    for precision in utils.PRECISIONS:
+        stock, ours, free = benchmark.training_rows(precision, options)
+        assert stock.time_training is benchmark.time_stock
+        assert ours.time_training is free.time_training is benchmark.time_ours
+        assert stock.options == ours.options
+        assert ours.options.precision == precision
+        assert ours.options.deterministic
+        assert free.options == benchmark.with_flags(ours.options, deterministic=False)
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "precision", "expected"),
+    [
+        (True, None, ["tf32", "fp32", "bf16"]),
+        (True, "fp16", ["fp16"]),
+        (False, None, ["tf32"]),
+        (False, "bf16", ["bf16"]),
+    ],
+)
+def test_train_measures_the_precisions_that_the_machine_has(
+    run, monkeypatch, has_gpu, precision, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    measured = []
+
+    def measure_in_processes(world_size, time_training, args, options):
+        measured.append(options.precision)
+        return known_results(1)
+
+    monkeypatch.setattr(benchmark, "measure_in_processes", measure_in_processes)
+    flags = [f"--precision={precision}"] if precision else []
+    run("train", *SIZE, *flags)
+    assert measured[::2] == measured[1::2] == expected  # stock and ours
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_tf32", "dtype"),
+    [
+        ("tf32", True, torch.float32),
+        ("fp32", False, torch.float32),
+        ("bf16", True, torch.bfloat16),
+    ],
+)
+def test_the_stock_loop_has_the_originals_settings(
+    pytorch_settings, monkeypatch, precision, has_tf32, dtype
+):
+    """Deterministic cuDNN, NCHW, and PyTorch's defaults but for the precision."""
+    stock_loss = benchmark.stock_loss
+    steps = []
+
+    def watched_loss(logits, feats, labels, per_img):
+        assert {stripe.dtype for stripe in logits} == {dtype}
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.allow_tf32 == has_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        steps.append(len(labels))
+        return stock_loss(logits, feats, labels, per_img)
+
+    def watched_forward(self, visible, thermal):
+        assert visible.is_contiguous()
+        assert thermal.is_contiguous()
+        assert all(parameter.is_contiguous() for parameter in self.parameters())
+        return forward(self, visible, thermal)
+
+    forward = EmbedNet.forward
+    monkeypatch.setattr(benchmark, "stock_loss", watched_loss)
+    monkeypatch.setattr(EmbedNet, "forward", watched_forward)
+    options = flags_of_train(f"--precision={precision}")
+    benchmark.time_stock(options, CPU, benchmark.Stopwatch(1, 2, CPU))
+    assert steps == [32, 32, 32]
+
+
+def test_the_stock_loop_has_our_loss_and_our_groups_of_parameters():
+    options = flags_of_train("--lr=0.008", "--w_hc=0.6")
+    net = train.build_network(8, None, "", options)
+    ours = train.build_optimizer(net, options)
+    stock = benchmark.stock_optimizer(net)
+    for group, our_group in zip(stock.param_groups, ours.param_groups, strict=True):
+        assert group["lr"] == pytest.approx(our_group["lr"])
+        assert list(map(id, group["params"])) == list(map(id, our_group["params"]))
+        for name in ("momentum", "weight_decay", "nesterov", "dampening"):
+            assert group[name] == our_group[name]
+
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 8, 5, generator=rng)
+    feats = torch.randn(6, 8, 3, generator=rng)
+    labels = torch.tensor([4, 4, 1, 1])
+    our_loss = Criterion(0.6)(logits, feats, labels, labels)["loss"].sum()
+    stock_loss = benchmark.stock_loss(list(logits), list(feats), torch.cat([labels, labels]), 2)
+    torch.testing.assert_close(stock_loss, our_loss)
+
+
+def test_ours_is_measured_with_the_settings_of_its_flags(pytorch_settings, monkeypatch):
+    seen = []
+
+    def train_epoch(net, criterion, optimizer, batches, epoch, args, scaler):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        seen.append(torch.backends.cudnn.allow_tf32)
+
+    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    stopwatch = benchmark.Stopwatch(0, 1, CPU)
+    benchmark.time_ours(flags_of_train("--precision=fp32"), CPU, stopwatch)
+    benchmark.time_ours(flags_of_train("--no-deterministic"), CPU, stopwatch)
+    assert seen == [True, False, False, False]
+
+
+# ---- on a GPU: what can be shown without one ----------------------------------------------------
+
+
+def test_the_images_of_a_gpu_are_as_many_as_those_of_sysu():
+    options = flags_of_train("--img_h=4", "--img_w=2")
+    on_cpu = benchmark.random_images(3, CPU, options)
+    assert len(on_cpu.visible) == len(on_cpu.thermal) == (3 + benchmark.BATCHES_AHEAD) * 16
+    on_gpu = benchmark.random_images(3, CUDA, options)
+    assert on_gpu.visible.shape == (22_258, 4, 2, 3)
+    assert on_gpu.thermal.shape == (11_909, 4, 2, 3)
+    assert on_gpu.n_class == 395
+    assert len(on_gpu.visible_labels) == 22_258
+    assert len(on_gpu.thermal_labels) == 11_909
+
+
+def gpu_event(start: float, end: float, **attributes) -> SimpleNamespace:
+    event = {
+        "time_range": Interval(start, end),
+        "device_type": DeviceType.CUDA,
+        "is_user_annotation": False,
+    }
+    return SimpleNamespace(**(event | attributes))
+
+
+def test_the_gpu_is_busy_while_kernels_run_and_idle_between():
+    events = [
+        gpu_event(0, 400),
+        gpu_event(500, 600),
+        gpu_event(0, 600, is_user_annotation=True),
+        gpu_event(0, 1000, device_type=DeviceType.CPU),
+    ]
+    assert benchmark.busy_seconds(events) == pytest.approx(500e-6)
+
+
+def test_the_profile_comes_after_the_timed_steps(monkeypatch):
+    calls = []
+
+    class FakeProfile:
+        def __init__(self, activities):
+            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+
+        def __enter__(self):
+            calls.append("profile")
+            return self
+
+        def __exit__(self, *_):
+            calls.append("end")
+
+        def events(self):
+            return [gpu_event(0, 1e6), gpu_event(2e6, 2.5e6)]
+
+    monkeypatch.setattr(torch.profiler, "profile", FakeProfile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    stopwatch = benchmark.Stopwatch(warmup=1, steps=2, device=CUDA, profiled_steps=2)
+    for batch in stopwatch.watch(itertools.count()):
+        calls.append(batch)
+    assert calls == [0, "wait", "reset", 1, 2, "wait", "profile", 3, 4, "wait", "end"]
+    assert stopwatch.gpu_seconds == 1.5
+
+
+def test_the_gpus_share_of_a_step_is_that_of_a_timed_step(monkeypatch, tmp_path):
+    """The profiler slows the program down, so its steps tell the GPU's time alone."""
+
+    def time_training(options, device, stopwatch):
+        assert stopwatch.profiled_steps == 5
+        stopwatch.seconds = 1.0  # of 20 steps
+        stopwatch.gpu_seconds = 0.1  # of 5 steps
+
+    monkeypatch.setattr(utils, "select_device", lambda gpu: CUDA)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * benchmark.GIB)
+    args = SimpleNamespace(warmup=3, steps=20)
+    file = tmp_path / "results.json"
+    benchmark.measure(0, 1, time_training, args, flags_of_train(), str(file))
+    assert json.loads(file.read_text(encoding="utf-8")) == {
+        "images/s": 640,
+        "step ms": 50,
+        "data wait ms": 0,
+        "peak GiB": 2,
+        "GPU busy": pytest.approx(0.4),
+    }
+
+
+# ---- several processes --------------------------------------------------------------------------
 
 
 def test_scale_measures_one_process_and_two(run):
@@ -164,24 +396,3 @@ def test_the_stopwatch_counts_the_steps_after_the_warmup():
 def test_wrong_flags_are_errors(error_of):
     assert "--per-img" in error_of("-m tools.benchmark", "data", "--batch-size=7", "--per-img=2")
     assert "steps" in error_of("-m tools.benchmark", "data", "--steps=0")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_precision_flags_are_for_our_row_alone(run, monkeypatch, precision):
-    """Both rows are measured in this process, which sees what each of them sets."""
-    precisions = []
-    monkeypatch.setattr(utils, "set_precision", lambda name, device: precisions.append(name))
-    monkeypatch.setattr(
-        torch.multiprocessing,
-        "spawn",
-        lambda function, arguments, n_processes: function(0, *arguments),
-    )
-    stock_time = benchmark.time_stock
-
-    def time_stock(*arguments):
-        stock_time(*arguments)
-        assert precisions == []
-
-    monkeypatch.setattr(benchmark, "time_stock", time_stock)
-    run("train", *SIZE, "--workers=0", "--warmup=0", "--arch=tiny", f"--precision={precision}")
-    assert precisions == [precision]

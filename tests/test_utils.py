@@ -22,6 +22,9 @@ import train
 import utils
 from utils import InputError
 
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
 # The flags that help when memory is exhausted.
 MEMORY_FLAGS = ("--test-batch", "--batch-size", "--cache host", "--precision bf16")
 
@@ -440,6 +443,66 @@ def test_each_rank_takes_a_gpu_of_its_own(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="2 GPUs: give torchrun --nproc_per_node=2"):
         utils.select_device(0)
+
+
+def test_the_default_flags_are_the_originals_settings(pytorch_settings, monkeypatch):
+    """Deterministic, no search for fast algorithms, PyTorch's own precision (FIDELITY 9)."""
+    args = train.parse_args([])
+    utils.seed_everything(args.seed, args.deterministic)
+    utils.set_precision(args.precision, CPU)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_no_deterministic_lets_cudnn_search_for_algorithms(pytorch_settings):
+    utils.seed_everything(1, deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "line"),
+    [
+        ("tf32", (9, 0), "TF32 within convolutions, fp32 elsewhere"),
+        ("tf32", (7, 5), "fp32"),  # a GPU that has no TF32
+        ("fp32", (9, 0), "fp32"),
+        ("bf16", (9, 0), "autocast to bf16"),
+    ],
+)
+def test_the_log_tells_the_precision_in_effect(
+    pytorch_settings, monkeypatch, caplog, precision, capability, line
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    caplog.set_level("INFO")
+    utils.set_precision(precision, CUDA)
+    assert caplog.messages == [f"precision: {line}"]
+    assert torch.backends.cudnn.allow_tf32 == (precision != "fp32")
+
+
+@pytest.mark.parametrize("precision", utils.PRECISIONS)
+def test_the_format_is_channels_last_except_for_fp32_on_a_gpu(
+    pytorch_settings, monkeypatch, precision
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    on_gpu = torch.contiguous_format if precision == "fp32" else torch.channels_last
+    utils.set_precision(precision, CUDA)
+    assert utils.memory_format(CUDA) == on_gpu
+    assert utils.memory_format(CPU) == torch.channels_last
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_images_and_weights_have_one_format(monkeypatch, memory_format):
+    """Where they differ, cuDNN copies one of them at each convolution."""
+    monkeypatch.setattr(utils, "memory_format", lambda device: memory_format)
+    pixels = torch.arange(2 * 4 * 6 * 3, dtype=torch.uint8).reshape(2, 4, 6, 3)
+    images = data_loader.to_input(pixels, (4, 6))
+    assert images.stride() == torch.empty(images.shape, memory_format=memory_format).stride()
+    net = model.EmbedNet(3, 8, arch="resnet18", pretrained="none")
+    for weight in model.to_device(net, CPU).parameters():
+        if weight.dim() == 4:
+            assert weight.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize(

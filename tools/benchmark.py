@@ -9,9 +9,9 @@
     python -m tools.benchmark scale
         distributed training steps on 1, 2, 4, ... processes, one for each GPU
 
-Flags of train.py hold here, too, like --arch, --batch-size, --precision bf16 or --compile. Those
-that change precision or algorithms leave stock PyTorch as it is. Ratios are taken within one run:
-they mean more than the seconds.
+Flags of train.py hold here, too, like --arch or --batch-size. `train` compares equal settings:
+stock PyTorch has the precision of our row; --compile and --no-deterministic are compared with our
+own row without them. Ratios are taken within one run: they mean more than the seconds.
 """
 
 import argparse
@@ -33,6 +33,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -42,14 +44,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 import utils
 from data_loader import IMAGENET_MEAN, IMAGENET_STD, IdentitySampler, TrainBatches, TrainingSet
+from data_manager import DATASETS
 from eval_metrics import Distances, eval_sysu
 from loss import Criterion
-from model import to_device
+from model import EmbedNet, to_device
 
-N_CLASS = 395  # training persons of SYSU-MM01
+N_CLASS, N_VISIBLE, N_THERMAL = DATASETS["sysu"].counts["train"]
 # A DataLoader has two batches ready for each of its workers, which are at most 8 by default. `data`
 # uses so many up before the clock starts, and there are images for as many more.
 BATCHES_AHEAD = 16
+PROFILED_STEPS = 5  # on a GPU, after the clock has stopped: the profiler slows the program down
 MIB = 2**20
 GIB = 2**30
 
@@ -184,41 +188,68 @@ class Stopwatch:
         warmup: batches before the clock starts.
         steps: batches after that.
         device: what the loop computes on.
+        profiled_steps: batches after those, on a GPU alone.
 
     Attributes, valid when the loop is over:
         seconds: the time of the ``steps``.
         waited: the part of it in which the loop waited for its next batch.
+        gpu_seconds: the time in which the GPU was busy, in the ``profiled_steps``.
     """
 
-    def __init__(self, warmup: int, steps: int, device: torch.device):
+    def __init__(self, warmup: int, steps: int, device: torch.device, profiled_steps: int = 0):
         self.warmup = warmup
         self.steps = steps
         self.device = device
+        self.profiled_steps = profiled_steps
         self.seconds = 0.0
         self.waited = 0.0
+        self.gpu_seconds = 0.0
+
+    @property
+    def batches_used(self) -> int:
+        return self.warmup + self.steps + self.profiled_steps
 
     def watch(self, batches: Iterable) -> Iterator:
-        """Yield the first ``warmup + steps`` batches."""
+        """Yield the first `batches_used` batches."""
         batches = iter(batches)
+        for _ in range(self.warmup):
+            yield next(batches)
+        self.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        for step in range(self.warmup + self.steps):
-            if step == self.warmup:
-                self.synchronize()
-                if self.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                self.waited = 0.0
-                start = time.perf_counter()
+        for _ in range(self.steps):
             asked = time.perf_counter()
             batch = next(batches)
             self.waited += time.perf_counter() - asked
             yield batch
         self.synchronize()
         self.seconds = time.perf_counter() - start
+        if self.profiled_steps:
+            yield from self.profile(batches)
+
+    def profile(self, batches: Iterator) -> Iterator:
+        """Yield the ``profiled_steps`` batches, and measure how long the GPU is busy with them."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            for _ in range(self.profiled_steps):
+                yield next(batches)
+            self.synchronize()
+        self.gpu_seconds = busy_seconds(profiler.events())
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was told."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def busy_seconds(events: Iterable[FunctionEvent]) -> float:
+    """Return the time that a profile's kernels and copies took on the GPU, one after another."""
+    microseconds = 0.0
+    for event in events:
+        # An annotation spans what it names, and the gaps between.
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            microseconds += event.time_range.elapsed_us()
+    return microseconds / 1e6
 
 
 class WatchedBatches:
@@ -229,7 +260,7 @@ class WatchedBatches:
         self.stopwatch = stopwatch
 
     def __len__(self) -> int:
-        return self.stopwatch.warmup + self.stopwatch.steps
+        return self.stopwatch.batches_used
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         return self.stopwatch.watch(self.batches.epoch(epoch))
@@ -238,15 +269,27 @@ class WatchedBatches:
 # ---- batches ------------------------------------------------------------------------------------
 
 
-def random_images(batches_used: int, options: argparse.Namespace) -> TrainingSet:
-    """Make images of noise, for an epoch of `BATCHES_AHEAD` more batches than are used."""
+def random_images(
+    batches_used: int, device: torch.device, options: argparse.Namespace
+) -> TrainingSet:
+    """Make images of noise, for an epoch of `BATCHES_AHEAD` more batches than are used.
+
+    On a GPU there are at least as many as in SYSU-MM01, since they are part of its memory.
+    """
+    n_visible = (batches_used + BATCHES_AHEAD) * options.batch_size
+    n_thermal = n_visible
+    if device.type == "cuda":
+        n_visible = max(n_visible, N_VISIBLE)
+        n_thermal = max(n_thermal, N_THERMAL)
+    n_persons = min(N_CLASS, n_visible // options.per_img, n_thermal // options.per_img)
     rng = np.random.default_rng(0)
-    n_images = (batches_used + BATCHES_AHEAD) * options.batch_size
-    labels = np.arange(n_images) % min(N_CLASS, n_images // options.per_img)
-    shape = (n_images, options.img_h, options.img_w, 3)
-    visible = rng.integers(0, 256, shape, dtype=np.uint8)
-    thermal = rng.integers(0, 256, shape, dtype=np.uint8)
-    return TrainingSet(visible, thermal, labels, labels)
+    image_shape = (options.img_h, options.img_w, 3)
+    return TrainingSet(
+        visible=rng.integers(0, 256, (n_visible, *image_shape), dtype=np.uint8),
+        thermal=rng.integers(0, 256, (n_thermal, *image_shape), dtype=np.uint8),
+        visible_labels=np.arange(n_visible) % n_persons,
+        thermal_labels=np.arange(n_thermal) % n_persons,
+    )
 
 
 def with_flags(options: argparse.Namespace, **changes) -> argparse.Namespace:
@@ -307,7 +350,7 @@ def stock_loader(train_set: TrainingSet, options: argparse.Namespace) -> DataLoa
 def benchmark_data(args: argparse.Namespace, options: argparse.Namespace) -> None:
     """Print images per second of each way to make batches, and the ratio to the stock one."""
     device = utils.select_device(options.gpu)
-    train_set = random_images(BATCHES_AHEAD + args.steps, options)
+    train_set = random_images(BATCHES_AHEAD + args.steps, device, options)
     loader = stock_loader(train_set, options)
     stock_speed = speed_of_batches(loader, args.steps, device, options)
     name = f"image by image, {options.workers} workers"
@@ -347,27 +390,49 @@ TimeTraining = Callable[[argparse.Namespace, torch.device, Stopwatch], None]
 
 
 def time_stock(options: argparse.Namespace, device: torch.device, stopwatch: Stopwatch) -> None:
-    """Time the original's loop in stock PyTorch, with our network and PyTorch's own precision."""
-    utils.seed_everything(1, deterministic=False)
-    train_set = random_images(stopwatch.warmup + stopwatch.steps, options)
+    """Time the original's loop in stock PyTorch, with our network.
+
+    As in the original code images come one by one from worker processes, cuDNN is deterministic,
+    nothing else differs from PyTorch's defaults, and each step waits for its loss. With
+    ``options.precision`` "tf32" these are the original's settings; the others are what one would
+    change in its code to have them.
+    """
+    torch.manual_seed(1)
+    torch.backends.cudnn.deterministic = True
+    utils.set_precision(options.precision, device)
+    amp_dtype = utils.AMP_DTYPES.get(options.precision)
+    train_set = random_images(stopwatch.batches_used, device, options)
     loader = stock_loader(train_set, options)
     net = train.build_network(N_CLASS, None, "", options).to(device)
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
+    optimizer = stock_optimizer(net)
+    scaler = torch.amp.GradScaler(enabled=options.precision == "fp16")
     for batch in stopwatch.watch(loader):
         visible, thermal, visible_labels, thermal_labels = (x.to(device) for x in batch)
         labels = torch.cat([visible_labels, thermal_labels])
-        logits, feats = net(visible, thermal)
-        loss = stock_loss(logits, feats, labels, options.per_img)
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            logits, feats = net(visible, thermal)
+            loss = stock_loss(logits, feats, labels, options.per_img)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         loss.item()
+
+
+def stock_optimizer(net: EmbedNet) -> torch.optim.Optimizer:
+    """Build SGD with the original's groups: the backbones, each head and each classifier."""
+    backbones = [*net.visible_net.parameters(), *net.thermal_net.parameters()]
+    groups = [{"params": backbones, "lr": 0.0008}]
+    for module in net.heads + net.classifiers:
+        groups.append({"params": module.parameters()})
+    return torch.optim.SGD(groups, lr=0.008, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def stock_loss(logits: list[Tensor], feats: list[Tensor], labels: Tensor, per_img: int) -> Tensor:
     """Return the sum over the stripes of cross-entropy and 0.6 times the Hetero-Center loss.
+
+    It is faster than the original's, which compares the centers person by person and waits for the
+    GPU at each.
 
     Args:
         logits, feats: of each stripe (2 N, n_class) and (2 N, dim), the N visible rows first.
@@ -388,7 +453,7 @@ def time_ours(options: argparse.Namespace, device: torch.device, stopwatch: Stop
     """Time train.py's own `train_epoch`, with the precision and algorithms of the flags."""
     utils.seed_everything(1, options.deterministic)
     utils.set_precision(options.precision, device)
-    train_set = random_images(stopwatch.warmup + stopwatch.steps, options)
+    train_set = random_images(stopwatch.batches_used, device, options)
     batches = train.build_batches(train_set, device, options)
     net = to_device(train.build_network(N_CLASS, None, "", options), device)
     optimizer = train.build_optimizer(net, options)
@@ -409,8 +474,9 @@ def measure(
 ) -> None:
     """Time a training as one of ``world_size`` processes. Rank 0 writes the results, as JSON.
 
-    They are images per second, milliseconds of a step and of its wait for data, and peak memory: on
-    a GPU since the warm-up, on a CPU of the process.
+    They are images per second, milliseconds of a step and of its wait for data, peak memory (on a
+    GPU since the warm-up, on a CPU of the process), and the share of a step in which the GPU is
+    busy (None on a CPU).
     """
     os.environ["LOCAL_RANK"] = str(rank)
     if world_size > 1:
@@ -421,18 +487,23 @@ def measure(
             world_size=world_size,
         )
     device = utils.select_device(options.gpu)
-    stopwatch = Stopwatch(args.warmup, args.steps, device)
+    has_gpu = device.type == "cuda"
+    profiled_steps = PROFILED_STEPS if has_gpu else 0
+    stopwatch = Stopwatch(args.warmup, args.steps, device, profiled_steps)
     time_training(options, device, stopwatch)
-    if device.type == "cuda":
+    step_seconds = stopwatch.seconds / args.steps
+    if has_gpu:
         peak_bytes = torch.cuda.max_memory_allocated()
+        gpu_busy = stopwatch.gpu_seconds / profiled_steps / step_seconds
     else:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    step_seconds = stopwatch.seconds / args.steps
+        gpu_busy = None
     results = {
         "images/s": 2 * options.batch_size / step_seconds,
         "step ms": 1000 * step_seconds,
         "data wait ms": 1000 * stopwatch.waited / args.steps,
         "peak GiB": peak_bytes / GIB,
+        "GPU busy": gpu_busy,
     }
     if rank == 0:
         Path(result_file).write_text(json.dumps(results), encoding="utf-8")
@@ -445,7 +516,7 @@ def measure_in_processes(
     time_training: TimeTraining,
     args: argparse.Namespace,
     options: argparse.Namespace,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return the results of `measure`. Memory and compiled code of others do not count."""
     with tempfile.TemporaryDirectory() as folder:
         result_file = os.path.join(folder, "results.json")
@@ -455,20 +526,69 @@ def measure_in_processes(
         return json.loads(Path(result_file).read_text(encoding="utf-8"))
 
 
+class TrainingRow(NamedTuple):
+    """A row of the table: what is trained, and how."""
+
+    name: str
+    time_training: TimeTraining
+    options: argparse.Namespace
+
+
+STOCK_NAMES = {
+    "tf32": "stock PyTorch, the original's settings",
+    "fp32": "stock PyTorch, fp32",
+    "bf16": "stock PyTorch, bf16 autocast",
+    "fp16": "stock PyTorch, fp16 autocast",
+}
+
+
+def training_rows(precision: str, options: argparse.Namespace) -> list[TrainingRow]:
+    """Return the rows of one precision. The baseline of each is the row before it."""
+    options = with_flags(options, precision=precision)
+    plain_options = with_flags(options, deterministic=True, compile=False)
+    rows = [
+        TrainingRow(STOCK_NAMES[precision], time_stock, plain_options),
+        TrainingRow(f"ours --precision {precision}", time_ours, plain_options),
+    ]
+    added_flags = []
+    if not options.deterministic:
+        added_flags.append("--no-deterministic")
+    if options.compile:
+        added_flags.append("--compile")
+    if added_flags:
+        rows.append(TrainingRow(f"  with {' '.join(added_flags)}", time_ours, options))
+    return rows
+
+
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    """Print the results of `measure` for both loops, and the ratio to the stock one's speed."""
-    stock = measure_in_processes(1, time_stock, args, options)
-    heads = "".join(f"{name:>14s}" for name in stock)
-    print(f"{'':36s}{heads}{'to stock':>10s}")
-    print(training_row("stock PyTorch, the original's loop", stock, stock), flush=True)
-    ours = measure_in_processes(1, time_ours, args, options)
-    print(training_row("ours", ours, stock))
+    """Print the results of `measure` for stock PyTorch and for ours, in each precision."""
+    heads = ["images/s", "step", "data wait", "peak memory", "GPU busy"]
+    print(f"{'':40s}{''.join(f'{head:>13s}' for head in heads)}     ratio to its baseline")
+    for precision in args.precisions:
+        baseline_name = ""
+        baseline = None
+        for row in training_rows(precision, options):
+            results = measure_in_processes(1, row.time_training, args, row.options)
+            line = f"{row.name:40s}{training_cells(results)}"
+            if baseline is not None:
+                ratio = results["images/s"] / baseline["images/s"]
+                line += f"{ratio:9.2f}x {baseline_name}"
+            print(line, flush=True)
+            baseline_name = row.name
+            baseline = results
 
 
-def training_row(name: str, results: dict[str, float], stock: dict[str, float]) -> str:
-    cells = "".join(f"{value:14.2f}" for value in results.values())
-    ratio = results["images/s"] / stock["images/s"]
-    return f"{name:36s}{cells}{ratio:9.2f}x"
+def training_cells(results: dict[str, float | None]) -> str:
+    """The results of `measure` under the heads of the table."""
+    cells = f"{results['images/s']:13.1f}"
+    cells += f"{results['step ms']:10.1f} ms"
+    cells += f"{results['data wait ms']:10.1f} ms"
+    cells += f"{results['peak GiB']:9.2f} GiB"
+    if results["GPU busy"] is None:
+        cells += f"{'-':>13s}"
+    else:
+        cells += f"{results['GPU busy']:13.0%}"
+    return cells
 
 
 def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> None:
@@ -545,6 +665,11 @@ def main() -> None:
         default=torch.cuda.device_count() or 2,
         help="of `scale`, at most (%(default)s)",
     )
+    add(
+        "--precision",
+        choices=utils.PRECISIONS,
+        help="this alone; `train` without it: tf32, fp32 and bf16 on a GPU, tf32 (fp32) on a CPU",
+    )
     args, flags = utils.parse_known(parser)
     if args.steps is None:
         if has_gpu:
@@ -553,6 +678,10 @@ def main() -> None:
             args.steps = 30
         else:
             args.steps = 5
+    args.precisions = ["tf32", "fp32", "bf16"] if has_gpu else ["tf32"]
+    if args.precision:
+        args.precisions = [args.precision]
+        flags += ["--precision", args.precision]
     options = with_flags(train.parse_args(flags), pretrained="none")
     if options.batch_size % options.per_img:
         raise utils.InputError(
