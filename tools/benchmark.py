@@ -9,9 +9,13 @@
     python -m tools.benchmark scale
         distributed training steps on 1, 2, 4, ... processes, one for each GPU
 
-Flags of train.py hold here, too, like --arch or --batch-size. `train` compares equal settings:
-stock PyTorch has the precision of our row; --compile and --no-deterministic are compared with our
-own row without them. Ratios are taken within one run: they mean more than the seconds.
+Flags of train.py hold here, too, like --arch or --batch-size. Ratios are taken within one run: they
+mean more than the seconds.
+
+`train` compares equal settings: stock PyTorch has the precision of our row; --compile and
+--no-deterministic are compared with our own row without them. Stock PyTorch always has the
+published loss and optimizer. "GPU busy" is the share of a step in which the GPU computes: where it
+is small, the processor is the limit.
 """
 
 import argparse
@@ -243,7 +247,7 @@ class Stopwatch:
 
 
 def busy_seconds(events: Iterable[FunctionEvent]) -> float:
-    """Return the time that a profile's kernels and copies took on the GPU, one after another."""
+    """Return the sum of the times that kernels and copies took on the GPU."""
     microseconds = 0.0
     for event in events:
         # An annotation spans what it names, and the gaps between.
@@ -476,7 +480,7 @@ def measure(
 
     They are images per second, milliseconds of a step and of its wait for data, peak memory (on a
     GPU since the warm-up, on a CPU of the process), and the share of a step in which the GPU is
-    busy (None on a CPU).
+    busy (None if it is unknown).
     """
     os.environ["LOCAL_RANK"] = str(rank)
     if world_size > 1:
@@ -494,10 +498,11 @@ def measure(
     step_seconds = stopwatch.seconds / args.steps
     if has_gpu:
         peak_bytes = torch.cuda.max_memory_allocated()
-        gpu_busy = stopwatch.gpu_seconds / profiled_steps / step_seconds
     else:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        gpu_busy = None
+    gpu_busy = None
+    if stopwatch.gpu_seconds > 0:  # else there is no GPU, or the profiler is not let to see it
+        gpu_busy = stopwatch.gpu_seconds / profiled_steps / step_seconds
     results = {
         "images/s": 2 * options.batch_size / step_seconds,
         "step ms": 1000 * step_seconds,
@@ -579,7 +584,7 @@ def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> No
 
 
 def training_cells(results: dict[str, float | None]) -> str:
-    """The results of `measure` under the heads of the table."""
+    """Format the results of `measure` for the columns of the table."""
     cells = f"{results['images/s']:13.1f}"
     cells += f"{results['step ms']:10.1f} ms"
     cells += f"{results['data wait ms']:10.1f} ms"
