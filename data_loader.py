@@ -97,15 +97,23 @@ def format_beyond_8_bits(file: Image.Image) -> str | None:
     return None
 
 
-def read_batch(paths: list[str], size: tuple[int, int]) -> np.ndarray | InputError:
-    """Read some image files as (N, height, width, 3) uint8.
+def read_batch(paths: list[str], size: tuple[int, int]) -> tuple[np.ndarray, dict[int, InputError]]:
+    """Read some image files.
 
-    An error is returned, not raised: DataLoader would bury its message in a worker's traceback.
+    Errors are returned, not raised: DataLoader would bury their messages in a worker's traceback.
+
+    Returns:
+        The images, (N, height, width, 3) uint8, and the errors by position in ``paths``. An image
+        with an error is black.
     """
-    try:
-        return np.stack([read_image(path, size) for path in paths])
-    except InputError as error:
-        return error
+    images = np.zeros((len(paths), *size, 3), np.uint8)
+    errors = {}
+    for position, path in enumerate(paths):
+        try:
+            images[position] = read_image(path, size)
+        except InputError as error:
+            errors[position] = error
+    return images, errors
 
 
 def read_images(
@@ -113,11 +121,25 @@ def read_images(
 ) -> Iterator[np.ndarray]:
     """Yield the images of each batch of paths, (N, height, width, 3) uint8, read ahead.
 
+    Raises:
+        InputError: an image cannot be read, or no worker can be started.
+    """
+    for images, errors in read_images_and_errors(batches, size, workers):
+        for error in errors.values():
+            raise InputError(str(error))  # ``error`` itself would keep this frame alive
+        yield images
+
+
+def read_images_and_errors(
+    batches: list[list[str]], size: tuple[int, int], workers: int
+) -> Iterator[tuple[np.ndarray, dict[int, InputError]]]:
+    """Yield for each batch of paths what `read_batch` returns, read ahead.
+
     The workers send arrays, not tensors: those would need shared memory, of which containers have
     little.
 
     Raises:
-        InputError: an image cannot be read, or no worker can be started.
+        InputError: no worker can be started.
     """
     loader = DataLoader(
         batches,  # of paths; collate_fn reads the images of one batch
@@ -129,15 +151,12 @@ def read_images(
         worker_init_fn=ignore_ctrl_c,
     )
     try:
-        batches_of_images = iter(loader)  # starts the workers
+        read_batches = iter(loader)  # starts the workers
     except OSError as error:  # /dev/shm is full, or cannot be written to
         if resource_advice(error):
             raise
         raise InputError(f"image readers cannot start ({error}): {READER_REMEDY}") from error
-    for images in batches_of_images:
-        if isinstance(images, InputError):
-            raise InputError(str(images))  # ``images`` itself would keep this frame alive
-        yield images
+    yield from read_batches
 
 
 def ignore_ctrl_c(worker: int) -> None:
@@ -159,9 +178,13 @@ class ImageBatches:
         workers: processes that read images.
         device: where the batches are put.
         rank, world_size: each rank gets every ``world_size``-th image of a modality.
+        skip_unreadable: leave out images that cannot be read; otherwise they raise InputError.
 
     Iterating yields (modality, indices into ``split``, images): "thermal" or "visible", (B,),
     and (B, 3, height, width), normalised, on ``device``.
+
+    Attributes:
+        unreadable: indices of the images that were left out so far. A warning names each.
     """
 
     def __init__(
@@ -173,11 +196,14 @@ class ImageBatches:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        skip_unreadable: bool = False,
     ):
         self.split = split
         self.size = size
         self.workers = workers
         self.device = device
+        self.skip_unreadable = skip_unreadable
+        self.unreadable = []
         self.batches = []  # (modality, indices)
         for modality, mask in (("thermal", split.thermal), ("visible", ~split.thermal)):
             indices = np.flatnonzero(mask)[rank::world_size]
@@ -191,10 +217,27 @@ class ImageBatches:
         paths = []
         for _, indices in self.batches:
             paths.append([self.split.paths[i] for i in indices])
-        images = read_images(paths, self.size, self.workers)
-        for (modality, indices), batch in zip(self.batches, images, strict=True):
-            images_on_device = torch.from_numpy(batch).to(self.device)
+        batches = read_images_and_errors(paths, self.size, self.workers)
+        for (modality, indices), (images, errors) in zip(self.batches, batches, strict=True):
+            if errors:
+                indices, images = self.without_unreadable(indices, images, errors)
+            if not len(indices):
+                continue
+            images_on_device = torch.from_numpy(images).to(self.device)
             yield modality, indices, to_input(images_on_device, self.size)
+
+    def without_unreadable(
+        self, indices: np.ndarray, images: np.ndarray, errors: dict[int, InputError]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a batch without the images that have errors, unless these are to be raised."""
+        for position, error in errors.items():
+            if not self.skip_unreadable:
+                raise InputError(str(error))
+            log.warning("left out: %s", error)
+            self.unreadable.append(int(indices[position]))
+        is_readable = np.ones(len(indices), bool)
+        is_readable[list(errors)] = False
+        return indices[is_readable], images[is_readable]
 
 
 # ---- training images ----------------------------------------------------------------------------

@@ -10,6 +10,8 @@ LLCM (1,064 persons)
     idx/test_id.txt                                           person ids
     test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
     test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
+folder (anyone's images)
+    {train,test}/{visible,thermal}/<person>/*.jpg             a person is any name of a folder
 
 Person ids are separated by commas, spaces or line ends. A person's folder may have fewer digits.
 If anything of a listed person is left out, a warning or an error names it. "thermal" in names means
@@ -111,8 +113,23 @@ class Dataset:
     junk_rule: str = ""  # what `junk_mask` says, for an error
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     train_list: str = ""  # of a preprocessed dataset: without this list, arrays are not compared
+    test_folder: str = ""  # if there may be no test images: without this folder there are none
+    persons_are_folders: bool = False  # people know a person by the name of the folder of images
     one_model_per_trial: bool = False  # each trial has training persons of its own
     official_persons: int = 0  # for tools.score: number of rows of the official .mat files
+
+    def has_test_images(self, root: str) -> bool:
+        """Return False if there are none in ``root``, and need not be."""
+        return not self.test_folder or os.path.isdir(os.path.join(root, self.test_folder))
+
+    def person_names(self, images: Split) -> dict[int, str]:
+        """Return how people know the persons of some images, by person id."""
+        if not self.persons_are_folders:
+            return {pid: str(pid) for pid in np.unique(images.pids).tolist()}
+        names = {}
+        for path, pid in zip(images.paths, images.pids.tolist(), strict=True):
+            names[pid] = os.path.basename(os.path.dirname(path))
+        return names
 
     def protocol_values(self, choice: dict[str, str | None]) -> list[str]:
         """Return the value of each protocol flag: the chosen one, or the default."""
@@ -352,6 +369,78 @@ def llcm_junk_mask(
     return same_person & same_camera
 
 
+# ---- folders of anyone's images -----------------------------------------------------------------
+
+FOLDER_CAMERAS = {"visible": 1, "thermal": 2}
+
+
+def folder_train(root: str, trial: int | None = None) -> tuple[Split, Split]:
+    """List the visible and the infrared images below train/."""
+    images = folder_images(root, "train")
+    return images.where(~images.thermal), images.where(images.thermal)
+
+
+def folder_test(root: str, trial: int | None = None) -> Split:
+    """List all images below test/, the visible ones first."""
+    return folder_images(root, "test")
+
+
+def folder_images(root: str, subset: str) -> Split:
+    """List the images in <subset>/{visible,thermal}/<person>/: persons and names ascending.
+
+    Persons are numbered from 0, in the sorted order of the names of their folders.
+
+    Raises:
+        InputError: there is no such folder, or a person is in train and in test.
+    """
+    folder = os.path.join(root, subset)
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"{folder} not found: is --data-path right? {subset}/visible/<person>/ and "
+            f"{subset}/thermal/<person>/ are expected in it"
+        )
+    both = sorted(folder_persons(root, "train") & folder_persons(root, "test"))
+    if both:
+        raise InputError(
+            f"{root}: persons in train and in test ({len(both)}): {first_three(both)}. Scores "
+            "would be too high: remove them from one of the two, or rename who is another person"
+        )
+    left_out = LeftOut(subset)
+    add_strays(folder, left_out)
+    names = sorted(folder_persons(root, subset))
+    rows = []
+    for modality, camid in FOLDER_CAMERAS.items():
+        for pid, name in enumerate(names):
+            for path in image_files(os.path.join(folder, modality, name), left_out):
+                rows.append((path, pid, camid, modality == "thermal"))
+    images = split_of_rows(rows)
+    for pid in sorted(set(range(len(names))) - set(images.pids.tolist())):
+        left_out.add("persons without any image", names[pid])
+    left_out.warn()
+    return images
+
+
+def add_strays(folder: str, left_out: "LeftOut") -> None:
+    """Add what is not in the folders of modalities and persons to ``left_out``."""
+    for entry in entries_of(folder):
+        if entry.name not in FOLDER_CAMERAS:
+            left_out.add("what is not named visible or thermal", entry.path)
+            continue
+        for person in entries_of(entry.path):
+            if not person.is_dir():
+                left_out.add("what is not in a person's folder", person.path)
+
+
+def folder_persons(root: str, subset: str) -> set[str]:
+    """Return the names of the persons' folders, of both modalities."""
+    names = set()
+    for modality in FOLDER_CAMERAS:
+        for entry in entries_of(os.path.join(root, subset, modality)):
+            if entry.is_dir():
+                names.add(entry.name)
+    return names
+
+
 # ---- query and gallery --------------------------------------------------------------------------
 
 
@@ -449,8 +538,9 @@ def list_training_images(
     if may_be_missing and not os.path.exists(os.path.join(root, dataset.train_list)):
         return None
     visible, thermal = dataset.train(root, trial)
+    names = dataset.person_names(concatenate(visible, thermal))
     # `relabel` numbers each modality by itself: both must have the same persons.
-    images = concatenate(*keep_common_persons(visible, thermal))
+    images = concatenate(*keep_common_persons(visible, thermal, names))
     if len(images):
         check_images_exist(images)
         log_counts(images, dataset, "train")
@@ -463,13 +553,21 @@ def list_training_images(
     )
 
 
-def keep_common_persons(visible: Split, thermal: Split) -> tuple[Split, Split]:
-    """Drop persons who were seen in one modality only, and name them in a warning (FIDELITY 25)."""
+def keep_common_persons(
+    visible: Split, thermal: Split, names: dict[int, str] | None = None
+) -> tuple[Split, Split]:
+    """Drop persons who were seen in one modality only, with a warning (FIDELITY 25).
+
+    ``names``: {person id: name} for the warning; None: the ids.
+    """
     in_one_modality = np.setxor1d(visible.pids, thermal.pids)
     if len(in_one_modality):
+        dropped = in_one_modality.tolist()
+        if names is not None:
+            dropped = [names[pid] for pid in dropped]
         log.warning(
             "left out of training, since they have images in one modality only: persons %s",
-            in_one_modality.tolist(),
+            ", ".join(str(person) for person in dropped),
         )
     visible = visible.where(~np.isin(visible.pids, in_one_modality))
     thermal = thermal.where(~np.isin(thermal.pids, in_one_modality))
@@ -671,11 +769,35 @@ def image_files(folder: str, left_out: LeftOut) -> list[str]:
     for entry in entries_of(folder):
         if entry.is_dir():
             left_out.add("folders where images are expected", entry.path)
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+        elif is_image_file(entry, left_out):
             paths.append(entry.path)
-        else:
-            left_out.add(f"files other than {', '.join(IMAGE_SUFFIXES)}", entry.path)
     return paths
+
+
+def images_below(folder: str, left_out: LeftOut, parents: tuple[str, ...] = ()) -> list[str]:
+    """Return the paths of the image files in a folder and all of its sub-folders, in sorted order.
+
+    ``parents``: the real paths of the folders around it. A link to one of them would have no end.
+    """
+    real_path = os.path.realpath(folder)
+    if real_path in parents:
+        left_out.add("links to a folder around them", folder)
+        return []
+    paths = []
+    for entry in entries_of(folder):
+        if entry.is_dir():
+            paths += images_below(entry.path, left_out, (*parents, real_path))
+        elif is_image_file(entry, left_out):
+            paths.append(entry.path)
+    return paths
+
+
+def is_image_file(entry: os.DirEntry, left_out: LeftOut) -> bool:
+    """Return whether a file is an image, by its suffix; other files are added to ``left_out``."""
+    if entry.name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    left_out.add(f"files other than {', '.join(IMAGE_SUFFIXES)}", entry.path)
+    return False
 
 
 def entries_of(folder: str) -> list[os.DirEntry]:
@@ -811,5 +933,21 @@ DATASETS = {
         select=llcm_select,
         junk_mask=llcm_junk_mask,
         junk_rule="a query ignores images of its person in the camera of its own number",
+    ),
+    "folder": Dataset(
+        title="own folders",
+        # SYSU-MM01's settings, untuned.
+        defaults={"data_path": "data/folder", "lr": 0.008, "epochs": 60, "w_hc": 0.6},
+        counts={},
+        train=folder_train,
+        test=folder_test,
+        protocol_flags={"search": ("t2v", "v2t")},
+        select=regdb_select,
+        junk_mask=no_junk,
+        trials=range(1),
+        thermal_cameras=(FOLDER_CAMERAS["thermal"],),
+        cmc_by_identity=False,
+        test_folder="test",
+        persons_are_folders=True,
     ),
 }

@@ -3,6 +3,7 @@
 # "FIDELITY n" in docstrings and comments is row n of docs/FIDELITY.md.
 
 import copy
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -342,6 +343,15 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
         reason = utils.short_reason(error)
         raise InputError(f"{path} does not hold a network of this method ({reason})") from error
     return net
+
+
+def digest_of_weights(net: EmbedNet) -> str:
+    """Return a digest that tells networks with other weights apart."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -28,7 +28,15 @@ import utils
 from data_loader import ImageBatches
 from data_manager import DATASETS, Dataset, EvalTrial, Split, is_synthetic, keep_used
 from eval_metrics import Results, check_trials
-from model import BACKBONES, FEATURE_KINDS, EmbedNet, extract_features, load_network, to_device
+from model import (
+    BACKBONES,
+    FEATURE_KINDS,
+    EmbedNet,
+    digest_of_weights,
+    extract_features,
+    load_network,
+    to_device,
+)
 
 NETWORK_DEFAULTS = {"arch": "resnet50", "low_dim": 512, "num_parts": 6, "img_h": 288, "img_w": 144}
 TRAINING_FLAGS = (  # of the published commands; each takes one value
@@ -286,6 +294,9 @@ def open_network(trial: int | None, args: argparse.Namespace) -> tuple[EmbedNet,
     description["flip"] = args.flip
     description["trial"] = trial
     description["synthetic"] = is_synthetic(args.data_path)
+    # For tools.search: whether its network is this one, and where the images are.
+    description["weights"] = digest_of_weights(net)
+    description["data_path"] = os.path.abspath(args.data_path)
     return net, description
 
 

@@ -236,6 +236,7 @@ def main() -> None:
         return
 
     train_images, test_images, test_trial = list_images(dataset, args)
+    has_test = test_images is not None
     with lock_run(name, args):
         checkpoint, checkpoint_path = open_run(name, args)
         size = (args.img_h, args.img_w)
@@ -259,19 +260,22 @@ def main() -> None:
             set_learning_rate(optimizer, learning_rate(epoch, args.lr))
             metrics = train_epoch(wrapped_net, criterion, optimizer, batches, epoch, args, scaler)
             scores = None
-            if epoch > 0 and epoch % TEST_EVERY == 0:
+            if has_test and epoch > 0 and epoch % TEST_EVERY == 0:
                 scores, test_metrics = evaluate(net, test_images, test_trial, device, args)
                 metrics |= test_metrics
             record.finish_epoch(epoch, metrics, scores, net, optimizer, scaler)
-    log.info("done after epoch %d; score it: %s", record.epoch, score_command(record, args))
+    log.info("done after epoch %d: %s", record.epoch, record.checkpoint_path("last"))
+    if has_test:
+        log.info("score it: %s", score_command(record, args))
 
 
 def list_images(
     dataset: Dataset, args: argparse.Namespace
-) -> tuple[Split | None, Split, EvalTrial]:
+) -> tuple[Split | None, Split | None, EvalTrial | None]:
     """List the images of training and of the tests, and the trial of the tests.
 
-    The training images are None if there are the arrays of pre_process_sysu.py alone.
+    The training images are None if there are the arrays of pre_process_sysu.py alone. Test images
+    and trial are None if there are no test images, and need not be.
 
     Raises:
         InputError: something is missing or malformed, or training and tests share an image.
@@ -279,6 +283,13 @@ def list_images(
     train_images = list_training_images(
         dataset, args.data_path, args.trial, may_be_missing=dataset.preprocessed
     )
+    if not dataset.has_test_images(args.data_path):
+        log.warning(
+            "%s has no folder %s: no tests during training, and no checkpoint _best",
+            args.data_path,
+            dataset.test_folder,
+        )
+        return train_images, None, None
     test_images = dataset.test(args.data_path, args.trial)
     check_images_exist(test_images)
     if train_images is not None:

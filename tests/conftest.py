@@ -293,6 +293,21 @@ def llcm_tree(made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def folder_tree(made_once) -> Path:
+    """Own folders: 8 persons in train, 4 in test, 3 visible and 3 infrared images of each."""
+
+    def make(folder: Path) -> None:
+        make_tree("folder", folder / "mine", "--ids", 12, "--images", 3)
+        for modality in ("visible", "thermal"):
+            for name in sorted(os.listdir(folder / "mine/train" / modality))[:2]:
+                os.rename(
+                    folder / "mine/train" / modality / name, folder / "mine/test" / modality / name
+                )
+
+    return made_once("folder", make) / "mine"
+
+
+@pytest.fixture(scope="session")
 def sysu_run(sysu_tree, made_once) -> dict[str, Path]:
     """Epochs 0 to 3 of a training: {"models": folder, "logs": folder, "data": tree}."""
 

@@ -58,6 +58,7 @@ STYLE = matplotlib.rc_context(  # a decorator: a function draws in this style
     }
 )
 IMAGE_SIZE = (160, 72)  # height and width at which persons are shown
+LONGEST_NAME = 12  # of a person, in characters
 N_RANKED = 10  # gallery images that are shown for a query
 # Fonts that have a box or a blank for every character.
 PLACEHOLDER_FONTS = ("Last Resort High-Efficiency", "LastResort", ".LastResort", "Adobe Blank")
@@ -101,6 +102,16 @@ def add_legend(figure: Figure, axes: np.ndarray) -> None:
     columns_that_fit = int(figure.get_figwidth() * 9) // (widest + 8)
     columns = max(1, min(columns_that_fit, len(labels)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def short_names(images: Split, dataset: Dataset) -> dict[int, str]:
+    """Return the name of each person, by person id; long ones are cut."""
+    names = {}
+    for pid, name in dataset.person_names(images).items():
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 1]}…"
+        names[pid] = name
+    return names
 
 
 def persons_in_both(images: Split) -> np.ndarray:
@@ -378,6 +389,7 @@ def embedding(
     title = f"{PROJECTIONS[method]} of {first.kind} features, some test persons ({first.data_name})"
     figure, axes = new_figure(1, len(panels), (6, 5.6), title)
     chosen = choose_persons(common_persons(panels), persons, np.random.default_rng(seed))
+    names = short_names(first.images, first.dataset)
     for axis, (label, features) in zip(axes.flat, panels.items(), strict=True):
         indices = np.flatnonzero(np.isin(features.images.pids, chosen))
         images = features.images.take(indices)
@@ -386,7 +398,7 @@ def embedding(
             is_of_person = images.pids == pid
             visible = points[is_of_person & ~images.thermal]
             thermal = points[is_of_person & images.thermal]
-            draw_person(axis, str(pid), COLOURS[i % len(COLOURS)], visible, thermal)
+            draw_person(axis, names[pid], COLOURS[i % len(COLOURS)], visible, thermal)
         axis.set_title(f"{wrap(label, 60)}\n{describe_centers(features)}", fontsize=12)
         axis.set_xlabel(wrap(features.caption, 80), fontsize=8)
         axis.set(xticks=[], yticks=[])
@@ -599,6 +611,7 @@ class Ranking:
 
     query: Split
     gallery: Split
+    names: dict[int, str]  # of persons, by person id
     distmat: np.ndarray  # (Q, G)
     junk_mask: np.ndarray  # (Q, G) bool, gallery images that a query ignores
     scores: QueryScores  # ``ahead`` counts images
@@ -618,7 +631,8 @@ def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
     query_values = features.values[trial.query[with_match]]
     distmat = Distances(query_values, features.values[trial.gallery])[:]
     scores = rank_queries(distmat, query.pids, gallery.pids, junk_mask, cmc_by_identity=False)
-    return Ranking(query, gallery, distmat, junk_mask, scores)
+    names = short_names(features.images, features.dataset)
+    return Ranking(query, gallery, names, distmat, junk_mask, scores)
 
 
 def choose_queries(ranking: Ranking, rows: int, seed: int) -> list[tuple[str, int]]:
@@ -645,7 +659,7 @@ def draw_query(axis: Axes, kind: str, ranking: Ranking, q: int, root: str) -> No
         f"{kind}\n"
         f"AP {ranking.scores.average_precision[q]:.0%}\n"
         f"1st match {ranking.scores.ahead[q] + 1}\n"
-        f"id {ranking.query.pids[q]} cam {ranking.query.camids[q]}"
+        f"id {ranking.names[ranking.query.pids[q]]} cam {ranking.query.camids[q]}"
     )
     path = os.path.join(root, ranking.query.paths[q])
     show_image(axis, path, caption, width=1)
@@ -667,7 +681,8 @@ def draw_nearest(axes: np.ndarray, ranking: Ranking, q: int, root: str) -> None:
         else:
             mark = "✗"
             colour = MISMATCH_COLOUR
-        caption = f"{rank} {mark}\nid {gallery.pids[g]}\ncam {gallery.camids[g]}"
+        name = ranking.names[gallery.pids[g]]
+        caption = f"{rank} {mark}\nid {name}\ncam {gallery.camids[g]}"
         show_image(axis, os.path.join(root, gallery.paths[g]), caption, colour, width=4)
     for axis in axes[len(nearest) :]:
         axis.axis("off")
@@ -703,6 +718,7 @@ def attention(
     images = dataset.test(root, trial or config.get("trial") or dataset.trials[0])
     rng = np.random.default_rng(seed)
     chosen = choose_persons(persons_in_both(images), persons, rng)
+    names = short_names(images, dataset)
     title = f"Where the {net.num_parts} stripes look ({name_of_tree(dataset, root)})"
     figure, axes = new_figure(2, 2 * len(chosen), (1.5, 3.0), title)
     figure.supxlabel(wrap(f"checkpoint: {os.path.basename(checkpoint_path)}"), fontsize=9)
@@ -712,7 +728,7 @@ def attention(
             image = rng.choice(np.flatnonzero(is_of_modality & (images.pids == pid)))
             pixels = read_image(images.paths[image], size)
             plain.imshow(pixels)
-            plain.set_title(f"id {pid}\ncam {images.camids[image]}", fontsize=11)
+            plain.set_title(f"id {names[pid]}\ncam {images.camids[image]}", fontsize=11)
             plain.set(xticks=[], yticks=[])
             draw_contributions(overlay, pixels, net, modality)
         row[0].set_ylabel("visible" if modality == "visible" else "infrared")
@@ -792,6 +808,7 @@ def samples(
     images = dataset.test(root, dataset.trials[0])
     rng = np.random.default_rng(seed)
     chosen = choose_persons(images.pids, persons, rng)
+    names = short_names(images, dataset)
     # A camera number may occur in both modalities.
     cameras = sorted(set(zip(images.camids.tolist(), images.thermal.tolist(), strict=True)))
     title = f"Test persons ({name_of_tree(dataset, root)})"
@@ -803,7 +820,7 @@ def samples(
             for j in range(per_camera):
                 path = images.paths[indices[j]] if j < len(indices) else None
                 show_image(row[k * per_camera + j], path)
-        row[0].set_ylabel(pid, rotation=0, labelpad=20)
+        row[0].set_ylabel(names[pid], rotation=0, labelpad=20)
     for axis, (camid, thermal) in zip(axes[0, ::per_camera], cameras, strict=True):
         modality = "infrared" if thermal else "visible"
         axis.set_title(f"cam{camid}\n{modality}", fontsize=10.5, loc="left")

@@ -1,4 +1,4 @@
-"""Make images of synthetic people in the on-disk layout of SYSU-MM01, RegDB or LLCM.
+"""Make images of synthetic people in the on-disk layout of SYSU-MM01, RegDB, LLCM or own folders.
 
     python -m tools.make_synthetic --dataset sysu  --out data/toy --ids 130 --seed 0
     python -m tools.make_synthetic --dataset regdb --out data/toy_regdb --full
@@ -297,9 +297,30 @@ def llcm_tree(n_persons: int | None, n_images: int, seed: int) -> Tree:
     return tree
 
 
+# ---- own folders ---------------------------------------------------------------------------------
+
+
+def folder_tree(n_persons: int, n_images: int, seed: int) -> Tree:
+    """Plan {train,test}/{visible,thermal}/<person>/*.jpg; a fifth of the persons are in test.
+
+    The modalities have RegDB's cameras, with `n_images` images of each person.
+    """
+    rng = np.random.default_rng([seed, SPLIT])
+    n_test = max(2, n_persons // 5)
+    test_pids = set((1 + rng.permutation(n_persons))[:n_test].tolist())
+    tree = Tree()
+    for pid in range(1, n_persons + 1):
+        subset = "test" if pid in test_pids else "train"
+        for modality, camera_id in REGDB_CAMERA_IDS.items():
+            for index in range(1, n_images + 1):
+                path = f"{subset}/{modality}/person_{pid:04d}/{index:04d}.jpg"
+                tree.images[path] = ImageKey(pid, camera_id, index)
+    return tree
+
+
 # ---- writing a tree ------------------------------------------------------------------------------
 
-TREES = {"sysu": sysu_tree, "regdb": regdb_tree, "llcm": llcm_tree}
+TREES = {"sysu": sysu_tree, "regdb": regdb_tree, "llcm": llcm_tree, "folder": folder_tree}
 # Images per person and camera in the real set. SYSU-MM01 has a number for each person and camera
 # (see `real_sysu`), LLCM about this many.
 IMAGES_PER_CAMERA = {"sysu": None, "regdb": 10, "llcm": 7}
@@ -326,8 +347,10 @@ def make_tree(
         workers: number of processes.
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or own folders should have the real size.
     """
+    if ids is None and dataset not in IMAGES_PER_CAMERA:
+        raise utils.InputError(f"--full: --dataset {dataset} has no real size: give --ids")
     if ids is None or dataset == "regdb":
         images = IMAGES_PER_CAMERA[dataset]
     settings = {

@@ -119,7 +119,8 @@ def load_features(
         InputError: the file is missing, corrupt, or not such a file.
     """
     arrays = read_arrays(path)
-    network = parse_network(path, arrays.pop("network", None), dataset)
+    network = parse_network(path, arrays.pop("network", None))
+    check_trial(path, network.get("trial"), dataset)
     name = network.get("dataset")  # test.py writes it
     if isinstance(name, str) and DATASETS.get(name, dataset) is not dataset:
         raise utils.InputError(f"{path} holds features of another dataset: give --dataset {name}")
@@ -142,8 +143,12 @@ def malformed(path: str, reason: str) -> utils.InputError:
     )
 
 
-def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an .npz file. InputError: it is missing, or cannot be read."""
+def read_arrays(path: str, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file; with ``names`` those of them that it has.
+
+    Raises:
+        InputError: it is missing, or cannot be read.
+    """
     if not os.path.isfile(path):
         raise utils.InputError(f"{path} not found: test.py --save-features writes such files")
     try:
@@ -151,14 +156,14 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
             if archive.testzip():  # numpy does not compare all checksums
                 raise ValueError("a checksum is wrong")
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            return {name: file[name] for name in file if names is None or name in names}
     except Exception as error:  # zipfile and numpy raise many types on corrupt files
         if utils.resource_advice(error):
             raise
         raise malformed(path, utils.short_reason(error)) from error
 
 
-def parse_network(path: str, text: np.ndarray | None, dataset: Dataset) -> dict:
+def parse_network(path: str, text: np.ndarray | None) -> dict:
     """Parse the JSON object that an .npz file holds as text; {} without one."""
     if text is None:
         return {}
@@ -168,11 +173,14 @@ def parse_network(path: str, text: np.ndarray | None, dataset: Dataset) -> dict:
         raise malformed(path, f"network is not JSON: {utils.short_reason(error)}") from error
     if not isinstance(network, dict):
         raise malformed(path, "network is not a JSON object")
-    trial = network.get("trial")
+    return network
+
+
+def check_trial(path: str, trial: object, dataset: Dataset) -> None:
+    """Raise InputError if a file's network names a trial that the dataset does not have."""
     is_valid = isinstance(trial, int) and trial in dataset.trials
     if trial is not None and not is_valid:
         raise malformed(path, f"{dataset.title} has no trial {trial!r}, which its network names")
-    return network
 
 
 def build_split(path: str, columns: dict[str, np.ndarray | None], dataset: Dataset) -> Split:
