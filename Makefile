@@ -1,7 +1,7 @@
 # make test          the checks and tests
 # make test-slow     the tests that take minutes, too: many kills
-# make test-oldest   the tests with the lowest versions that requirements.txt allows
-# make demo          the whole pipeline on synthetic data: preprocess, train, test, report
+# make test-oldest   the tests with the lowest versions that the requirements allow
+# make demo          the whole pipeline on synthetic data: preprocess, train, test, search, report
 PYTHON ?= python3
 PY := .venv/bin/python
 PYTEST = -m pytest -n 2 --dist worksteal
@@ -20,17 +20,17 @@ test-slow: .venv/ready
 test-oldest: .venv-oldest/ready
 	.venv-oldest/bin/python $(PYTEST)
 
-.venv/ready: requirements.txt
+.venv/ready: requirements.txt requirements-export.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@echo "installing PyTorch and the rest of requirements.txt into .venv: about 6 GB, some minutes the first time"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-export.txt
 	@touch $@
 
-# ">=" in requirements.txt becomes "==": 'torch>=2.9,<3' is torch==2.9.
-.venv-oldest/ready: requirements.txt
+# ">=" in the requirements becomes "==": 'torch>=2.9,<3' is torch==2.9.
+.venv-oldest/ready: requirements.txt requirements-export.txt
 	$(PYTHON) -m venv .venv-oldest
-	sed -E 's/>=([0-9.]+).*/==\1/' requirements.txt > .venv-oldest/requirements.txt
+	sed -E 's/>=([0-9.]+).*/==\1/' requirements.txt requirements-export.txt > .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
 	@touch $@
 
@@ -45,9 +45,14 @@ UNTRAINED := $(call RESULT,untrained_resnet18_none_imgh96_imgw16)
 CE := $(call RESULT,$(call RUN,0))
 CE_HC := $(call RESULT,$(call RUN,0.1))
 FEATURES = demo/features_$(1).npz
+SEARCH := demo/search/search.html
+QUERIES := $(DATA)/cam3/0002
 
-demo: $(UNTRAINED) $(CE) $(CE_HC)
-	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)" --out demo/report.html
+demo: $(UNTRAINED) $(CE) $(CE_HC) $(SEARCH)
+	@$(PY) -m tools.report "untrained=$(UNTRAINED)" "CE=$(CE)" "CE + HC=$(CE_HC)" --search $(SEARCH) --out demo/report.html
+
+$(SEARCH): $(CE_HC)
+	$(PY) -m tools.search demo/models/$(call RUN,0.1).t --query $(QUERIES) --gallery $(call FEATURES,0.1) --out $(@D)
 
 $(DATA)/synthetic.json: | .venv/ready
 	$(PY) -m tools.make_synthetic --dataset sysu --out $(DATA) --ids 100 --images 9

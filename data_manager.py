@@ -29,6 +29,7 @@ import logging
 import os
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -393,26 +394,21 @@ def folder_images(root: str, subset: str) -> Split:
     Raises:
         InputError: there is no such folder, or a person is in train and in test.
     """
-    folder = os.path.join(root, subset)
-    if not os.path.isdir(folder):
+    if not os.path.isdir(os.path.join(root, subset)):
         raise InputError(
-            f"{folder} not found: is --data-path right? {subset}/visible/<person>/ and "
-            f"{subset}/thermal/<person>/ are expected in it"
-        )
-    both = sorted(folder_persons(root, "train") & folder_persons(root, "test"))
-    if both:
-        raise InputError(
-            f"{root}: persons in train and in test ({len(both)}): {first_three(both)}. Scores "
-            "would be too high: remove them from one of the two, or rename who is another person"
+            f"{root} has no folder {subset}: is --data-path right? It must hold "
+            f"{subset}/visible/<person>/ and {subset}/thermal/<person>/"
         )
     left_out = LeftOut(subset)
-    add_strays(folder, left_out)
-    names = sorted(folder_persons(root, subset))
+    folders = folders_of_persons(root, subset, left_out)
+    check_folders_disjoint(root)
+    names = sorted({name for _, name in folders})
     rows = []
     for modality, camid in FOLDER_CAMERAS.items():
         for pid, name in enumerate(names):
-            for path in image_files(os.path.join(folder, modality, name), left_out):
-                rows.append((path, pid, camid, modality == "thermal"))
+            if (modality, name) in folders:
+                for path in image_files(folders[modality, name], left_out):
+                    rows.append((path, pid, camid, modality == "thermal"))
     images = split_of_rows(rows)
     for pid in sorted(set(range(len(names))) - set(images.pids.tolist())):
         left_out.add("persons without any image", names[pid])
@@ -420,25 +416,42 @@ def folder_images(root: str, subset: str) -> Split:
     return images
 
 
-def add_strays(folder: str, left_out: "LeftOut") -> None:
-    """Add what is not in the folders of modalities and persons to ``left_out``."""
-    for entry in entries_of(folder):
-        if entry.name not in FOLDER_CAMERAS:
-            left_out.add("what is not named visible or thermal", entry.path)
+def folders_of_persons(root: str, subset: str, left_out: "LeftOut") -> dict[tuple[str, str], str]:
+    """Return {(modality, person): folder} of all folders <subset>/{visible,thermal}/<person>/.
+
+    A name may be encoded in two ways, with accents as characters of their own or not: they are the
+    same person.
+    """
+    folders = {}
+    for entry in entries_of(os.path.join(root, subset)):
+        if entry.name not in FOLDER_CAMERAS or not is_folder(entry):
+            left_out.add("what is not a folder visible or thermal", entry.path)
             continue
         for person in entries_of(entry.path):
-            if not person.is_dir():
+            if not is_folder(person):
                 left_out.add("what is not in a person's folder", person.path)
+                continue
+            key = (entry.name, unicodedata.normalize("NFC", person.name))
+            if key in folders:
+                raise InputError(
+                    f"{folders[key]} and {person.path} are folders of the same person: merge them"
+                )
+            folders[key] = person.path
+    return folders
 
 
-def folder_persons(root: str, subset: str) -> set[str]:
-    """Return the names of the persons' folders, of both modalities."""
-    names = set()
-    for modality in FOLDER_CAMERAS:
-        for entry in entries_of(os.path.join(root, subset, modality)):
-            if entry.is_dir():
-                names.add(entry.name)
-    return names
+def check_folders_disjoint(root: str) -> None:
+    """Raise InputError if a person is in train and in test."""
+    names = {}
+    for subset in ("train", "test"):
+        folders = folders_of_persons(root, subset, LeftOut(subset))
+        names[subset] = {name for _, name in folders}
+    both = sorted(names["train"] & names["test"])
+    if both:
+        raise InputError(
+            f"{root}: persons in train and in test ({len(both)}): {first_three(both)}. Scores "
+            "would be too high: remove them from one of the two, or rename who is another person"
+        )
 
 
 # ---- query and gallery --------------------------------------------------------------------------
@@ -566,8 +579,9 @@ def keep_common_persons(
         if names is not None:
             dropped = [names[pid] for pid in dropped]
         log.warning(
-            "left out of training, since they have images in one modality only: persons %s",
-            ", ".join(str(person) for person in dropped),
+            "left out of training, since they have images in one modality only (%d): persons %s",
+            len(dropped),
+            first_three(dropped),
         )
     visible = visible.where(~np.isin(visible.pids, in_one_modality))
     thermal = thermal.where(~np.isin(thermal.pids, in_one_modality))
@@ -741,14 +755,14 @@ def person_folders(
     """Return {(person, camera): folder} of all folders cam<camera>/<person>/ below ``root``."""
     names = [f"cam{camid}" for camid in cameras]
     for entry in entries_of(root):
-        is_camera = entry.name in names and entry.is_dir()
+        is_camera = entry.name in names and is_folder(entry)
         if entry.name.lower().startswith("cam") and not is_camera:
             left_out.add("what is named cam, but is no camera folder of this dataset", entry.path)
 
     folders = {}
     for camid, name in zip(cameras, names, strict=True):
         for entry in entries_of(os.path.join(root, name)):
-            if not entry.is_dir() or not re.fullmatch("[0-9]{1,9}", entry.name):
+            if not is_folder(entry) or not re.fullmatch("[0-9]{1,9}", entry.name):
                 left_out.add("entries of camera folders that are not person folders", entry.path)
                 continue
             key = (int(entry.name), camid)
@@ -767,7 +781,7 @@ def image_files(folder: str, left_out: LeftOut) -> list[str]:
     """
     paths = []
     for entry in entries_of(folder):
-        if entry.is_dir():
+        if is_folder(entry):
             left_out.add("folders where images are expected", entry.path)
         elif is_image_file(entry, left_out):
             paths.append(entry.path)
@@ -785,7 +799,7 @@ def images_below(folder: str, left_out: LeftOut, parents: tuple[str, ...] = ()) 
         return []
     paths = []
     for entry in entries_of(folder):
-        if entry.is_dir():
+        if is_folder(entry):
             paths += images_below(entry.path, left_out, (*parents, real_path))
         elif is_image_file(entry, left_out):
             paths.append(entry.path)
@@ -798,6 +812,11 @@ def is_image_file(entry: os.DirEntry, left_out: LeftOut) -> bool:
         return True
     left_out.add(f"files other than {', '.join(IMAGE_SUFFIXES)}", entry.path)
     return False
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether this is a folder or a link to one. A link to itself is none."""
+    return os.path.isdir(entry.path)  # entry.is_dir() would raise OSError for such a link
 
 
 def entries_of(folder: str) -> list[os.DirEntry]:

@@ -111,7 +111,7 @@ def test_persons_of_one_modality_are_left_out_of_training(golden_tree, tmp_path,
     remaining_pids = set(all_visible.pids) - {6}
     assert set(visible.pids) == remaining_pids
     assert set(thermal.pids) == remaining_pids
-    assert "one modality only: persons 6" in caplog.text
+    assert "one modality only (1): persons 6" in caplog.text
 
 
 @pytest.mark.parametrize("cameras", ["cam[1245]", "cam[36]"])
@@ -175,7 +175,7 @@ def test_persons_on_one_list_are_left_out_of_training(request, tmp_path, caplog,
     np.testing.assert_array_equal(images.thermal, expected.thermal)
     assert not images.thermal[0]
     (warning,) = warnings_in(caplog)
-    assert "one modality only: persons 2" in warning
+    assert "one modality only (1): persons 2" in warning
 
 
 @pytest.mark.parametrize("name", ["sysu", "regdb"])

@@ -241,10 +241,9 @@ def check_row_of_ranked(row, features, trial) -> tuple[str, float]:
     """Compare a query and its images with `eval_sysu`; returns its kind and average precision."""
     images = features.images
     values = features.values
-    kind, precision, first_match, query_words = row[0].get_title().split("\n")
-    _, pid, _, cam = query_words.split()
-    pid = int(pid)
-    cam = int(cam)
+    kind, precision, first_match, pid_words, cam_words = row[0].get_title().split("\n")
+    pid = int(pid_words.removeprefix("id "))
+    cam = int(cam_words.removeprefix("cam "))
     pixels = row[0].images[0].get_array()
     (q,) = [
         index

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,19 @@ def test_a_single_trial_has_no_deviation(output_of, tmp_path):
     screen = output_of("-m tools.report", tmp_path / "r.json", "--out", tmp_path / "r.html")
     assert screen.count("50.00") == 2 * len(MEASURES)
     assert "50.00 ±" not in screen
+
+
+def test_a_search_is_linked(output_of, error_of, sysu_run, tmp_path):
+    run = str(sysu_run["logs"] / RUN)
+    search = tmp_path / "a search & more" / "search.html"
+    page = tmp_path / "reports" / "report.html"
+    flags = ["--search", search, "--out", page]
+    assert str(search) in error_of("-m tools.report", run, *flags)
+    search.parent.mkdir()
+    search.touch()
+    output_of("-m tools.report", run, *flags)
+    (link,) = re.findall('href="([^"]*)"', page.read_text(encoding="utf-8"))
+    assert (page.parent / urllib.parse.unquote(link)).samefile(search)
 
 
 def test_a_run_alone_gives_its_curves(output_of, sysu_run, tmp_path):

@@ -105,11 +105,11 @@ def add_legend(figure: Figure, axes: np.ndarray) -> None:
 
 
 def short_names(images: Split, dataset: Dataset) -> dict[int, str]:
-    """Return the name of each person, by person id; long ones are cut."""
+    """Return the name of each person, by person id; long ones are cut in the middle."""
     names = {}
     for pid, name in dataset.person_names(images).items():
         if len(name) > LONGEST_NAME:
-            name = f"{name[: LONGEST_NAME - 1]}…"
+            name = f"{name[: LONGEST_NAME - 6]}…{name[-5:]}"
         names[pid] = name
     return names
 
@@ -659,7 +659,8 @@ def draw_query(axis: Axes, kind: str, ranking: Ranking, q: int, root: str) -> No
         f"{kind}\n"
         f"AP {ranking.scores.average_precision[q]:.0%}\n"
         f"1st match {ranking.scores.ahead[q] + 1}\n"
-        f"id {ranking.names[ranking.query.pids[q]]} cam {ranking.query.camids[q]}"
+        f"id {ranking.names[ranking.query.pids[q]]}\n"
+        f"cam {ranking.query.camids[q]}"
     )
     path = os.path.join(root, ranking.query.paths[q])
     show_image(axis, path, caption, width=1)
@@ -820,7 +821,7 @@ def samples(
             for j in range(per_camera):
                 path = images.paths[indices[j]] if j < len(indices) else None
                 show_image(row[k * per_camera + j], path)
-        row[0].set_ylabel(names[pid], rotation=0, labelpad=20)
+        row[0].set_ylabel(names[pid], rotation=0, ha="right", va="center")
     for axis, (camid, thermal) in zip(axes[0, ::per_camera], cameras, strict=True):
         modality = "infrared" if thermal else "visible"
         axis.set_title(f"cam{camid}\n{modality}", fontsize=10.5, loc="left")

@@ -5,7 +5,8 @@
 Give results of test.py or tools.score, or folders of runs, log/<run>. A file of results names what
 else belongs to it: the run's metrics.jsonl beside it, the features that test.py --save-features
 wrote or tools.score read, the checkpoint and the data. Figures whose files are missing are left
-out, and the screen says so. The page is one file, figures included, and needs no network.
+out, and the screen says so. The page is one file, figures included, and needs no network. --search
+links a page of tools.search.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import re
 import string
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +275,14 @@ def section_as_html(section: Section) -> str:
     )
 
 
+def search_as_html(search_page: str, report_page: str) -> str:
+    """Link a page of tools.search from the report."""
+    path = os.path.relpath(search_page, os.path.dirname(report_page) or ".")
+    address = urllib.parse.quote(path.replace(os.sep, "/"))
+    text = "queries without labels, and the gallery images nearest to each"
+    return f'<h2>Search</h2>\n<p><a href="{address}">{html.escape(path)}</a>: {text}</p>'
+
+
 # ---- command line -------------------------------------------------------------------------------
 
 
@@ -287,6 +297,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features", default="fc", help="features to show: fc, pool5, ... (%(default)s)"
     )
+    search_help = "search.html of tools.search, to link"
+    parser.add_argument("--search", type=utils.file_path, metavar="FILE", help=search_help)
     out_help = "page to write (%(default)s)"
     parser.add_argument("--out", type=utils.file_path, default="report.html", help=out_help)
     return parser
@@ -308,6 +320,8 @@ def main() -> None:
     args = utils.parse(build_parser())
     if not args.out.endswith(".html"):
         raise utils.InputError(f"--out {args.out}: give a name that ends in .html")
+    if args.search and not os.path.isfile(args.search):
+        raise utils.InputError(f"--search {args.search} not found: tools.search writes it")
     paths = label_files(args.files)
     results, metrics = read_inputs(paths)
     sections = []
@@ -319,6 +333,8 @@ def main() -> None:
         sections.append("<h2>Results</h2>\n" + tables_as_html(tables, notes))
     for section in draw_sections(results, metrics, args.features):
         sections.append(section_as_html(section))
+    if args.search:
+        sections.append(search_as_html(args.search, args.out))
     write_page(args.out, list(results | metrics), sections)
     print(f"\nthe same with figures: {args.out}")
 

@@ -46,7 +46,7 @@ from model import digest_of_weights, extract_features, load_network, to_device
 from tools.score import malformed, parse_network, read_arrays
 from utils import InputError
 
-MODALITIES = ("visible", "thermal")
+MODALITIES = {"visible": "visible", "thermal": "infrared"}  # the flags' values, and in prose
 PUBLISHED_SIZE = (288, 144)  # height and width; published checkpoints do not tell them
 THUMBNAIL_SIZE = (160, 72)
 THUMBNAILS = 10  # gallery images of a query in search.html
@@ -266,6 +266,11 @@ def load_features(path: str, modality: str, embed: Embedder) -> Images:
 
 def check_network(path: str, network: dict, embed: Embedder) -> None:
     """Raise InputError unless a file's features are those that ``embed`` computes."""
+    if "weights" not in network:
+        raise InputError(
+            f"{path} does not tell which network made its features: make it anew, by this tool or "
+            "by test.py --save-features"
+        )
     for name, value in embed.description().items():
         if name != "checkpoint" and network.get(name) != value:
             raise InputError(
@@ -403,7 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=utils.file_path, required=True, metavar="DIR", help="folder to write to")
     for name, default in (("query", "thermal"), ("gallery", "visible")):
         modality_help = "thermal is infrared (%(default)s)"
-        add(f"--{name}-modality", choices=MODALITIES, default=default, help=modality_help)
+        add(f"--{name}-modality", choices=list(MODALITIES), default=default, help=modality_help)
     top_help = "gallery images of each query in ranking.csv (%(default)s)"
     add("--top", type=utils.positive_int, default=20, help=top_help)
     show_help = "queries in search.html (%(default)s)"
@@ -444,7 +449,10 @@ def main() -> None:
             )
     os.makedirs(args.out, exist_ok=True)
     if args.query_modality == args.gallery_modality:
-        log.warning("both modalities are %s: the method is not trained for it", args.query_modality)
+        log.warning(
+            "queries and gallery are both %s: the method is not trained for that",
+            MODALITIES[args.query_modality],
+        )
 
     embed = Embedder(args.checkpoint, args.size, args.gpu, args.test_batch, args.workers)
     if gallery_is_folder:
@@ -458,8 +466,9 @@ def main() -> None:
 
     ranking = rank(query, gallery, args.top)
     text = (
-        f"{len(query.names)} {args.query_modality} queries of {args.query}, "
-        f"{len(gallery.names)} {args.gallery_modality} gallery images of {args.gallery}, "
+        f"{len(query.names)} {MODALITIES[args.query_modality]} queries of {args.query}, "
+        f"{len(gallery.names)} {MODALITIES[args.gallery_modality]} gallery images of "
+        f"{args.gallery}, "
         f"network {args.checkpoint}"
     )
     write_ranking(os.path.join(args.out, "ranking.csv"), query, gallery, ranking)
