@@ -52,7 +52,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
             a channel.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path} not found, or a broken link: is --data-path right?")
+        raise InputError(f"{path} not found, or a broken link")
     height, width = size
     try:
         with (

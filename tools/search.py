@@ -94,6 +94,7 @@ class Embedder:
 
     Raises:
         InputError: the checkpoint cannot be read, is of another method, or of another image size.
+        ValueError: ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class Embedder:
         batch_size: int = 64,
         workers: int | None = None,
     ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is below 1")
         self.path = os.path.expanduser(checkpoint)
         content = utils.load_checkpoint(self.path)
         self.size = image_size(content["config"], self.path, size)
@@ -140,6 +143,8 @@ class Embedder:
         """
         if modality not in MODALITIES:
             raise ValueError(f"modality {modality!r} is not visible or thermal")
+        if isinstance(paths, str | Path):
+            raise TypeError(f"paths is one path, {paths}: give a list of paths")
         paths = [os.path.expanduser(path) for path in paths]
         n_images = len(paths)
         unknown = np.zeros(n_images, np.int64)
@@ -173,7 +178,9 @@ class Embedder:
 
 def image_size(config: dict, path: str, wanted: tuple[int, int] | None) -> tuple[int, int]:
     """Return the (height, width) of a checkpoint's images. InputError: others are wanted."""
-    if "img_h" not in config:
+    if wanted is not None:
+        wanted = tuple(wanted)
+    if "img_h" not in config or "img_w" not in config:
         if wanted is None:
             log.warning("%s does not tell the size of its images: 288 x 144 is used", path)
         return wanted or PUBLISHED_SIZE
@@ -250,18 +257,26 @@ def load_features(path: str, modality: str, embed: Embedder) -> Images:
     arrays = read_arrays(path, ("paths", "thermal", "fc", "network"))
     network = parse_network(path, arrays.get("network"))
     check_network(path, network, embed)
-    columns = [arrays.get(name) for name in ("paths", "thermal", "fc")]
-    if not are_columns(*columns):
-        raise malformed(path, "paths, thermal and fc are not as this tool writes them")
-    names, thermal, features = columns
+    root = network.get("data_path")
+    paths = arrays.get("paths")
+    thermal = arrays.get("thermal")
+    features = arrays.get("fc")
+    dim = embed.net.feature_dims["fc"]
+    if not are_columns(paths, thermal, features, dim) or not isinstance(root, str):
+        raise malformed(path, "its network, paths, thermal and fc are not as this tool writes them")
     rows = np.flatnonzero(thermal == (modality == "thermal"))
     if not len(rows):
         raise InputError(f"{path} holds no {modality} images: give another --gallery-modality")
-    if len(rows) < len(names):
-        names = names[rows]
+    if len(rows) < len(paths):
+        paths = paths[rows]
         features = features[rows]
-    root = network.get("data_path")
-    return Images(names.tolist(), root if isinstance(root, str) else "", features)
+    try:
+        names = paths.tolist()
+    except ValueError as error:  # numpy reads any number as a character
+        raise malformed(path, utils.short_reason(error)) from error
+    if any("\0" in name for name in (root, *names)):
+        raise malformed(path, "a path holds a zero character")
+    return Images(names, root, features)
 
 
 def check_network(path: str, network: dict, embed: Embedder) -> None:
@@ -282,18 +297,20 @@ def check_network(path: str, network: dict, embed: Embedder) -> None:
 
 
 def are_columns(
-    paths: np.ndarray | None, thermal: np.ndarray | None, features: np.ndarray | None
+    paths: np.ndarray | None, thermal: np.ndarray | None, features: np.ndarray | None, dim: int
 ) -> bool:
-    """Return whether these are columns of equal length, the features finite."""
+    """Return whether these are columns of equal length: (N,) text, (N,) bool, (N, dim) floats."""
     if paths is None or thermal is None or features is None:
         return False
     if paths.dtype.kind != "U" or thermal.dtype.kind != "b" or features.dtype.kind != "f":
         return False
-    if paths.ndim != 1 or features.ndim != 2:
+    n_images = paths.size
+    if paths.shape != (n_images,) or thermal.shape != (n_images,):
         return False
-    if thermal.shape != paths.shape or len(features) != len(paths):
+    if features.shape != (n_images, dim):
         return False
-    return bool(np.isfinite(features).all())
+    lengths = norms(features)
+    return bool(np.isfinite(lengths).all() and (lengths > 0).all())
 
 
 # ---- ranking ------------------------------------------------------------------------------------
@@ -308,13 +325,15 @@ class Ranking:
 
 
 def rank(query: Images, gallery: Images, top: int) -> Ranking:
-    """Rank the gallery for each query by the cosine of their features; ties in gallery order.
+    """Rank the gallery for each query by the cosine of their features, to 6 decimals.
 
-    An image does not find itself.
+    Ties are in gallery order. An image does not find itself, under whatever name.
     """
     query_norms = norms(query.features)
     gallery_norms = norms(gallery.features)
-    gallery_files = {os.path.realpath(gallery.file(i)): i for i in range(len(gallery.names))}
+    gallery_files = {}  # file -> its indices in the gallery
+    for i in range(len(gallery.names)):
+        gallery_files.setdefault(os.path.realpath(gallery.file(i)), []).append(i)
     ranking = Ranking([], [])
     block = max(1, SIMILARITIES_AT_ONCE // len(gallery.names))
     starts = range(0, len(query.names), block)
@@ -323,11 +342,13 @@ def rank(query: Images, gallery: Images, top: int) -> Ranking:
         similarities = query.features[rows] @ gallery.features.T
         similarities /= query_norms[rows, None]
         similarities /= gallery_norms
+        # In further decimals copies of an image differ by the batch that they were in.
+        similarities = similarities.round(6)
         for q, row in enumerate(similarities, start):
             itself = gallery_files.get(os.path.realpath(query.file(q)))
             nearest = np.argsort(-row, kind="stable")
             if itself is not None:
-                nearest = nearest[nearest != itself]
+                nearest = nearest[~np.isin(nearest, itself)]
             nearest = nearest[:top]
             ranking.indices.append(nearest)
             ranking.similarities.append(row[nearest])
@@ -441,6 +462,8 @@ def main() -> None:
     query_paths = list_folder(args.query, "--query")
     features_file = os.path.join(args.out, "features.npz")
     gallery_is_folder = os.path.isdir(args.gallery)
+    if not os.path.exists(args.gallery):
+        raise InputError(f"--gallery {args.gallery} is not a folder or a file of features")
     if gallery_is_folder:
         gallery_paths = list_folder(args.gallery, "--gallery")
         if os.path.exists(features_file):
@@ -455,6 +478,8 @@ def main() -> None:
         )
 
     embed = Embedder(args.checkpoint, args.size, args.gpu, args.test_batch, args.workers)
+    # Queries first: they are few, and an error in them shows before the long part.
+    query = embed_folder(args.query, query_paths, args.query_modality, embed, args.strict)
     if gallery_is_folder:
         gallery = embed_folder(
             args.gallery, gallery_paths, args.gallery_modality, embed, args.strict
@@ -462,7 +487,6 @@ def main() -> None:
         save_features(features_file, gallery, args.gallery_modality, embed)
     else:
         gallery = load_features(args.gallery, args.gallery_modality, embed)
-    query = embed_folder(args.query, query_paths, args.query_modality, embed, args.strict)
 
     ranking = rank(query, gallery, args.top)
     text = (
