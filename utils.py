@@ -474,7 +474,7 @@ def set_precision(precision: str, device: torch.device) -> None:
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return the memory format of images and weights, after `set_precision`.
 
-    It is channels_last, except in full fp32 on a GPU, where PyTorch's default is faster.
+    It is channels_last, except for --precision fp32 on a GPU, where PyTorch's default is faster.
     """
     if device.type == "cuda" and not torch.backends.cudnn.allow_tf32:
         return torch.contiguous_format

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import DeviceType
-from torch.autograd.profiler_util import Interval
+from torch.autograd.profiler_util import FunctionEvent
 
 import train
 import utils
@@ -55,7 +55,8 @@ def test_evaluate_measures_time_and_memory_of_each_size(run, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE_SIZE", SMALL)
     head, row, _, large = run("evaluate").splitlines()
     ratios = "loop/ours ours/sort ours/argsort"
-    assert words_of(head) == f"queries x gallery ours loop sort argsort {ratios} ours loop"
+    memory = "memory, ours memory, loop"
+    assert words_of(head) == f"queries x gallery ours loop sort argsort {ratios} {memory}"
     assert words_of(row).startswith("small 30 x 20 ")
     assert row.count("MiB") == 2
     assert large.startswith("30 x 20, from 128-dimensional features")
@@ -102,13 +103,36 @@ def test_data_says_how_much_faster_than_image_by_image_it_is(run, monkeypatch):
     assert ends == ["100 images/s 1.0x", "3,000 images/s 30.0x", "50 images/s 0.5x"]
 
 
+def test_the_stopwatch_counts_the_steps_after_the_warmup():
+    stopwatch = benchmark.Stopwatch(warmup=2, steps=3, device=CPU)
+    clock = [0.0]
+
+    def batches():
+        for number in range(100):
+            clock[0] += 10 if number < 2 else 1  # to make a batch
+            yield number
+
+    def work():
+        clock[0] += 5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+        seen = []
+        for number in stopwatch.watch(batches()):
+            seen.append(number)
+            work()
+    assert seen == [0, 1, 2, 3, 4]
+    assert stopwatch.waited == 3
+    assert stopwatch.seconds == 3 * (1 + 5)
+
+
 def test_train_measures_the_stock_loop_and_ours(run):
     out = run("train", *SIZE, "--workers=0", "--warmup=0", "--arch=tiny")
     head, stock, ours = out.splitlines()
     columns = "images/s step data wait peak memory GPU busy"
     assert words_of(head) == f"{columns} ratio to its baseline"
     assert stock.startswith("stock PyTorch, the original's settings ")
-    assert stock.endswith(" GiB            -")  # no GPU, no baseline
+    assert words_of(stock).endswith("GiB -")  # no GPU, no baseline
     assert ours.startswith("ours --precision tf32 ")
     assert ours.endswith("x stock PyTorch, the original's settings")
 
@@ -137,7 +161,7 @@ def test_each_row_of_train_has_its_ratio_to_a_baseline_of_equal_settings(run, mo
     ratio = "2.50x stock PyTorch, bf16 autocast"
     assert words_of(ours) == f"ours --precision bf16 250.0 {results} - {ratio}"
     ratio = "2.00x ours --precision bf16"
-    assert words_of(compiled) == f"with --compile 500.0 {results} 90% {ratio}"
+    assert words_of(compiled) == f"ours --precision bf16 --compile 500.0 {results} 90% {ratio}"
 
 
 def flags_of_train(*flags: str) -> argparse.Namespace:
@@ -145,26 +169,30 @@ def flags_of_train(*flags: str) -> argparse.Namespace:
     return benchmark.with_flags(options, pretrained="none", batch_size=16)
 
 
-def test_a_row_and_its_baseline_differ_in_one_thing():
-    """Ours from the stock loop in the code, an option's row from ours in the option."""
-    options = flags_of_train("--no-deterministic")
+def test_a_row_and_the_one_before_it_differ_in_one_thing():
+    """Ours from stock PyTorch in the loop, the others in a flag."""
+    options = flags_of_train("--no-deterministic", "--compile")
     for precision in utils.PRECISIONS:
-        stock, ours, free = benchmark.training_rows(precision, options)
+        stock, ours, fast, compiled = benchmark.training_rows(precision, options)
         assert stock.time_training is benchmark.time_stock
-        assert ours.time_training is free.time_training is benchmark.time_ours
+        for row in (ours, fast, compiled):
+            assert row.time_training is benchmark.time_ours
         assert stock.options == ours.options
         assert ours.options.precision == precision
         assert ours.options.deterministic
-        assert free.options == benchmark.with_flags(ours.options, deterministic=False)
+        assert not ours.options.compile
+        assert fast.options == benchmark.with_flags(ours.options, deterministic=False)
+        assert compiled.options == benchmark.with_flags(fast.options, compile=True)
 
 
 @pytest.mark.parametrize(
     ("has_gpu", "precision", "expected"),
     [
-        (True, None, ["tf32", "fp32", "bf16"]),
-        (True, "fp16", ["fp16"]),
-        (False, None, ["tf32"]),
-        (False, "bf16", ["bf16"]),
+        # each of stock PyTorch and ours
+        (True, None, ["tf32", "tf32", "fp32", "fp32", "bf16", "bf16"]),
+        (True, "fp16", ["fp16", "fp16"]),
+        (False, None, ["tf32", "tf32"]),
+        (False, "bf16", ["bf16", "bf16"]),
     ],
 )
 def test_train_measures_the_precisions_that_the_machine_has(
@@ -180,7 +208,7 @@ def test_train_measures_the_precisions_that_the_machine_has(
     monkeypatch.setattr(benchmark, "measure_in_processes", measure_in_processes)
     flags = [f"--precision={precision}"] if precision else []
     run("train", *SIZE, *flags)
-    assert measured[::2] == measured[1::2] == expected  # stock and ours
+    assert measured == expected
 
 
 @pytest.mark.parametrize(
@@ -242,24 +270,34 @@ def test_the_stock_loop_has_our_loss_and_our_groups_of_parameters():
     torch.testing.assert_close(stock_loss, our_loss)
 
 
-def test_ours_is_measured_with_the_settings_of_its_flags(pytorch_settings, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(
+    ("flag", "is_deterministic", "has_tf32"),
+    [
+        ("--precision=tf32", True, True),
+        ("--precision=fp32", True, False),
+        ("--no-deterministic", False, True),
+    ],
+)
+def test_ours_is_measured_with_the_settings_of_its_flags(
+    pytorch_settings, monkeypatch, flag, is_deterministic, has_tf32
+):
+    steps = []
 
     def train_epoch(net, criterion, optimizer, batches, epoch, args, scaler):
-        seen.append(torch.are_deterministic_algorithms_enabled())
-        seen.append(torch.backends.cudnn.allow_tf32)
+        assert torch.are_deterministic_algorithms_enabled() == is_deterministic
+        assert torch.backends.cudnn.allow_tf32 == has_tf32
+        steps.append(len(batches))
 
     monkeypatch.setattr(train, "train_epoch", train_epoch)
-    stopwatch = benchmark.Stopwatch(0, 1, CPU)
-    benchmark.time_ours(flags_of_train("--precision=fp32"), CPU, stopwatch)
-    benchmark.time_ours(flags_of_train("--no-deterministic"), CPU, stopwatch)
-    assert seen == [True, False, False, False]
+    stopwatch = benchmark.Stopwatch(warmup=1, steps=2, device=CPU, profiled_steps=3)
+    benchmark.time_ours(flags_of_train(flag), CPU, stopwatch)
+    assert steps == [6]
 
 
 # ---- on a GPU: what can be shown without one ----------------------------------------------------
 
 
-def test_the_images_of_a_gpu_are_as_many_as_those_of_sysu():
+def test_the_images_of_a_gpu_are_as_many_as_those_of_sysu(monkeypatch):
     options = flags_of_train("--img_h=4", "--img_w=2")
     on_cpu = benchmark.random_images(3, CPU, options)
     assert len(on_cpu.visible) == len(on_cpu.thermal) == (3 + benchmark.BATCHES_AHEAD) * 16
@@ -267,27 +305,30 @@ def test_the_images_of_a_gpu_are_as_many_as_those_of_sysu():
     assert on_gpu.visible.shape == (22_258, 4, 2, 3)
     assert on_gpu.thermal.shape == (11_909, 4, 2, 3)
     assert on_gpu.n_class == 395
+    monkeypatch.setattr(utils, "is_distributed", lambda: True)
+    assert len(benchmark.random_images(3, CUDA, options).visible) == len(on_cpu.visible)
     assert len(on_gpu.visible_labels) == 22_258
     assert len(on_gpu.thermal_labels) == 11_909
 
 
-def gpu_event(start: float, end: float, **attributes) -> SimpleNamespace:
-    event = {
-        "time_range": Interval(start, end),
-        "device_type": DeviceType.CUDA,
-        "is_user_annotation": False,
-    }
-    return SimpleNamespace(**(event | attributes))
+def gpu_event(start: float, end: float, name: str = "kernel", **attributes) -> FunctionEvent:
+    """What a profile tells of a kernel; times are in microseconds."""
+    attributes = {"device_type": DeviceType.CUDA} | attributes
+    return FunctionEvent(id=0, name=name, thread=0, start_us=start, end_us=end, **attributes)
 
 
-def test_the_gpu_is_busy_while_kernels_run_and_idle_between():
+def test_the_gpu_is_busy_while_a_kernel_runs_and_idle_between():
     events = [
-        gpu_event(0, 400),
         gpu_event(500, 600),
-        gpu_event(0, 600, is_user_annotation=True),
-        gpu_event(0, 1000, device_type=DeviceType.CPU),
+        gpu_event(0, 400),
+        gpu_event(100, 200),  # on another stream
+        gpu_event(300, 450),
+        gpu_event(700, 800, "Memcpy HtoD (Pageable -> Device)"),
+        gpu_event(800, 900, "Memset (Device)"),
+        gpu_event(0, 1000, "step", is_user_annotation=True),
+        gpu_event(0, 1000, "cudaLaunchKernel", device_type=DeviceType.CPU),
     ]
-    assert benchmark.busy_seconds(events) == pytest.approx(500e-6)
+    assert benchmark.busy_seconds(events) == pytest.approx(550e-6)
 
 
 def test_the_profile_comes_after_the_timed_steps(monkeypatch):
@@ -355,11 +396,11 @@ def test_scale_measures_one_process_and_two(run):
 
 
 def test_scale_compares_with_one_process_and_with_a_rank_alone(run, monkeypatch):
-    def known_results(world_size, time_training, args, options):
+    def measure_in_processes(world_size, time_training, args, options):
         speeds = {(1, 32): 100, (1, 16): 80, (2, 32): 150, (2, 64): 180}
         return {"images/s": speeds[world_size, options.batch_size]}
 
-    monkeypatch.setattr(benchmark, "measure_in_processes", known_results)
+    monkeypatch.setattr(benchmark, "measure_in_processes", measure_in_processes)
     out = run("scale", *SIZE, "--batch-size=32", "--processes=2")
     assert [words_of(line) for line in out.splitlines()[-4:]] == [
         "strong 1 64 100.0 1.00x 0%",
@@ -367,30 +408,6 @@ def test_scale_compares_with_one_process_and_with_a_rank_alone(run, monkeypatch)
         "weak 1 64 100.0 1.00x 0%",
         "weak 2 128 180.0 1.80x 10%",  # alone, two ranks with a batch each would make 200
     ]
-
-
-def test_the_stopwatch_counts_the_steps_after_the_warmup():
-    device = torch.device("cpu")
-    stopwatch = benchmark.Stopwatch(warmup=2, steps=3, device=device)
-    clock = [0.0]
-
-    def batches():
-        for number in range(100):
-            clock[0] += 10 if number < 2 else 1  # to make a batch
-            yield number
-
-    def work():
-        clock[0] += 5
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
-        seen = []
-        for number in stopwatch.watch(batches()):
-            seen.append(number)
-            work()
-    assert seen == [0, 1, 2, 3, 4]
-    assert stopwatch.waited == 3
-    assert stopwatch.seconds == 3 * (1 + 5)
 
 
 def test_wrong_flags_are_errors(error_of):

@@ -12,10 +12,12 @@
 Flags of train.py hold here, too, like --arch or --batch-size. Ratios are taken within one run: they
 mean more than the seconds.
 
-`train` compares equal settings: stock PyTorch has the precision of our row; --compile and
---no-deterministic are compared with our own row without them. Stock PyTorch always has the
-published loss and optimizer. "GPU busy" is the share of a step in which the GPU computes: where it
-is small, the processor is the limit.
+`train` compares equal settings: each of our rows with stock PyTorch at the same precision, a row
+with --no-deterministic or --compile with the row without it. Stock PyTorch always has the published
+loss and optimizer, and is, if anything, faster than the original. "data wait": until a batch is
+there; of ours on the device and normalised. "peak memory": of PyTorch's tensors on a GPU, with the
+training images where they are on it; of the process on a CPU. "GPU busy": the share of a step in
+which the GPU computes; where it is small, the processor is the limit.
 """
 
 import argparse
@@ -54,8 +56,8 @@ from loss import Criterion
 from model import EmbedNet, to_device
 
 N_CLASS, N_VISIBLE, N_THERMAL = DATASETS["sysu"].counts["train"]
-# A DataLoader has two batches ready for each of its workers, which are at most 8 by default. `data`
-# uses so many up before the clock starts, and there are images for as many more.
+# A DataLoader prefetches two batches for each worker; there are at most 8 by default. `data`
+# skips as many before the clock starts. An epoch is longer by as many, so that it never runs dry.
 BATCHES_AHEAD = 16
 PROFILED_STEPS = 5  # on a GPU, after the clock has stopped: the profiler slows the program down
 MIB = 2**20
@@ -76,7 +78,7 @@ SIZES = {
     "SYSU-MM01 multi-shot": RankingSize(queries=3803, gallery=3010, persons=96),
     "RegDB": RankingSize(queries=2060, gallery=2060, persons=206),
 }
-LARGE_SIZE = RankingSize(queries=20_000, gallery=50_000, persons=1_000)
+LARGE_SIZE = RankingSize(queries=5_000, gallery=50_000, persons=1_000)
 
 
 def labels_of(size: RankingSize) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -135,7 +137,7 @@ def peak_memory(function: Callable[[], object]) -> float:
 def benchmark_evaluate(args: argparse.Namespace, options: argparse.Namespace) -> None:
     """Print a line for each size: seconds, ratios of them, and peak memory; then a large case."""
     columns = ["ours", "loop", "sort", "argsort", "loop/ours", "ours/sort", "ours/argsort"]
-    columns += ["ours", "loop"]  # the last two: memory
+    columns += ["memory, ours", "memory, loop"]
     heads = "".join(f"{column:>13s}" for column in columns)
     print(f"{'':24s}{'queries x gallery':>18s}{heads}")
     for name, size in SIZES.items():
@@ -153,10 +155,10 @@ def evaluate_row(size: RankingSize) -> str:
     scores = score_ours()
     np.testing.assert_allclose((scores.cmc[0], scores.mAP), score_in_loop(), atol=1e-9)
 
-    ours = fastest(score_ours, calls=5)
-    loop = fastest(score_in_loop, calls=1)
-    sort = fastest(partial(np.sort, distmat, axis=1), calls=5)
-    argsort = fastest(partial(np.argsort, distmat, axis=1), calls=5)
+    ours = fastest(score_ours, calls=3)
+    loop = fastest(score_in_loop, calls=3)
+    sort = fastest(partial(np.sort, distmat, axis=1), calls=3)
+    argsort = fastest(partial(np.argsort, distmat, axis=1), calls=3)
     size_text = f"{size.queries:,} x {size.gallery:,}"
     row = f"{size_text:>18s}"
     row += "".join(f"{seconds:11.3f} s" for seconds in (ours, loop, sort, argsort))
@@ -172,9 +174,9 @@ def evaluate_large() -> str:
     query = rng.standard_normal((size.queries, 128), dtype=np.float32)
     gallery = rng.standard_normal((size.gallery, 128), dtype=np.float32)
     labels = labels_of(size)
-    start = time.perf_counter()
-    peak = peak_memory(lambda: eval_sysu(Distances(query, gallery), *labels))
-    seconds = time.perf_counter() - start
+    score = partial(eval_sysu, Distances(query, gallery), *labels)
+    seconds = fastest(score, calls=1)
+    peak = peak_memory(score)
     all_distances = size.queries * size.gallery * 4 / MIB
     return (
         f"{size.queries:,} x {size.gallery:,}, from 128-dimensional features: {seconds:.1f} s, "
@@ -247,13 +249,24 @@ class Stopwatch:
 
 
 def busy_seconds(events: Iterable[FunctionEvent]) -> float:
-    """Return the sum of the times that kernels and copies took on the GPU."""
+    """Return the time in which at least one kernel ran on the GPU; copies do not count."""
+    intervals = [
+        (event.time_range.start, event.time_range.end) for event in events if is_kernel(event)
+    ]
     microseconds = 0.0
-    for event in events:
-        # An annotation spans what it names, and the gaps between.
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            microseconds += event.time_range.elapsed_us()
+    last_end = 0.0
+    for start, end in sorted(intervals):
+        microseconds += max(0.0, end - max(start, last_end))
+        last_end = max(last_end, end)
     return microseconds / 1e6
+
+
+def is_kernel(event: FunctionEvent) -> bool:
+    """Return whether an event of a profile is a computation on the GPU."""
+    # An annotation spans what it names, and the gaps between.
+    if event.device_type != DeviceType.CUDA or event.is_user_annotation:
+        return False
+    return not event.name.startswith(("Memcpy", "Memset"))
 
 
 class WatchedBatches:
@@ -276,13 +289,13 @@ class WatchedBatches:
 def random_images(
     batches_used: int, device: torch.device, options: argparse.Namespace
 ) -> TrainingSet:
-    """Make images of noise, for an epoch of `BATCHES_AHEAD` more batches than are used.
+    """Make noise images, enough for an epoch of ``batches_used + BATCHES_AHEAD`` steps.
 
-    On a GPU there are at least as many as in SYSU-MM01, since they are part of its memory.
+    One process alone on a GPU gets at least as many as SYSU-MM01 has: they are part of its memory.
     """
     n_visible = (batches_used + BATCHES_AHEAD) * options.batch_size
     n_thermal = n_visible
-    if device.type == "cuda":
+    if device.type == "cuda" and not utils.is_distributed():
         n_visible = max(n_visible, N_VISIBLE)
         n_thermal = max(n_thermal, N_THERMAL)
     n_persons = min(N_CLASS, n_visible // options.per_img, n_thermal // options.per_img)
@@ -341,7 +354,7 @@ def stock_loader(train_set: TrainingSet, options: argparse.Namespace) -> DataLoa
     sampler = IdentitySampler(
         train_set.visible_labels, train_set.thermal_labels, options.batch_size, options.per_img
     )
-    # Other ways to start its workers would copy all images to each of them first.
+    # Other ways to start its workers would send all images to each of them first.
     context = "fork" if options.workers > 0 else None
     return DataLoader(
         ImageByImage(train_set, sampler),
@@ -366,10 +379,11 @@ def benchmark_data(args: argparse.Namespace, options: argparse.Namespace) -> Non
         batches = train.build_batches(train_set, device, with_flags(options, cache=cache))
         visible_plan, thermal_plan = batches.sampler.epoch(0)
         images = batches.images_of_steps(visible_plan, thermal_plan)
-        speed = speed_of_batches(images, args.steps, device, options)
-        print(data_row(f"ours, gathered on the {cache}", speed, stock_speed), flush=True)
-        speed = speed_of_batches(batches.epoch(0), args.steps, device, options)
-        print(data_row(f"ours, from the {cache} to the network", speed, stock_speed), flush=True)
+        gather_speed = speed_of_batches(images, args.steps, device, options)
+        print(data_row(f"ours, gathered on the {cache}", gather_speed, stock_speed), flush=True)
+        input_speed = speed_of_batches(batches.epoch(0), args.steps, device, options)
+        name = f"ours, from the {cache} to the network"
+        print(data_row(name, input_speed, stock_speed), flush=True)
 
 
 def data_row(name: str, speed: float, stock_speed: float) -> str:
@@ -476,11 +490,13 @@ def measure(
     options: argparse.Namespace,
     result_file: str,
 ) -> None:
-    """Time a training as one of ``world_size`` processes. Rank 0 writes the results, as JSON.
+    """Time a training as one of ``world_size`` processes. Rank 0 writes the results, as JSON:
 
-    They are images per second, milliseconds of a step and of its wait for data, peak memory (on a
-    GPU since the warm-up, on a CPU of the process), and the share of a step in which the GPU is
-    busy (None if it is unknown).
+    images/s        of both modalities, on all ranks together
+    step ms         of a step
+    data wait ms    the part of it in which the loop waits for its batch
+    peak GiB        on a GPU of tensors, after the warm-up; on a CPU of the process
+    GPU busy        the share of a step in which the GPU computes; None if it is unknown
     """
     os.environ["LOCAL_RANK"] = str(rank)
     if world_size > 1:
@@ -492,7 +508,7 @@ def measure(
         )
     device = utils.select_device(options.gpu)
     has_gpu = device.type == "cuda"
-    profiled_steps = PROFILED_STEPS if has_gpu else 0
+    profiled_steps = PROFILED_STEPS if has_gpu and world_size == 1 else 0
     stopwatch = Stopwatch(args.warmup, args.steps, device, profiled_steps)
     time_training(options, device, stopwatch)
     step_seconds = stopwatch.seconds / args.steps
@@ -501,7 +517,7 @@ def measure(
     else:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     gpu_busy = None
-    if stopwatch.gpu_seconds > 0:  # else there is no GPU, or the profiler is not let to see it
+    if stopwatch.gpu_seconds > 0:  # else there is no GPU, or the profiler has no permission
         gpu_busy = stopwatch.gpu_seconds / profiled_steps / step_seconds
     results = {
         "images/s": 2 * options.batch_size / step_seconds,
@@ -522,7 +538,10 @@ def measure_in_processes(
     args: argparse.Namespace,
     options: argparse.Namespace,
 ) -> dict[str, float | None]:
-    """Return the results of `measure`. Memory and compiled code of others do not count."""
+    """Run `measure` in new processes and return its results.
+
+    Memory and compiled code of the rows before do not count.
+    """
     with tempfile.TemporaryDirectory() as folder:
         result_file = os.path.join(folder, "results.json")
         torch.multiprocessing.spawn(
@@ -532,7 +551,7 @@ def measure_in_processes(
 
 
 class TrainingRow(NamedTuple):
-    """A row of the table: what is trained, and how."""
+    """A row of the table: what is trained, and how. It is compared with the row before it."""
 
     name: str
     time_training: TimeTraining
@@ -548,33 +567,34 @@ STOCK_NAMES = {
 
 
 def training_rows(precision: str, options: argparse.Namespace) -> list[TrainingRow]:
-    """Return the rows of one precision. The baseline of each is the row before it."""
-    options = with_flags(options, precision=precision)
-    plain_options = with_flags(options, deterministic=True, compile=False)
+    """Return the rows of one precision: stock PyTorch, ours, and ours with further flags."""
+    name = f"ours --precision {precision}"
+    flags = with_flags(options, precision=precision, deterministic=True, compile=False)
     rows = [
-        TrainingRow(STOCK_NAMES[precision], time_stock, plain_options),
-        TrainingRow(f"ours --precision {precision}", time_ours, plain_options),
+        TrainingRow(STOCK_NAMES[precision], time_stock, flags),
+        TrainingRow(name, time_ours, flags),
     ]
-    added_flags = []
     if not options.deterministic:
-        added_flags.append("--no-deterministic")
+        name += " --no-deterministic"
+        flags = with_flags(flags, deterministic=False)
+        rows.append(TrainingRow(name, time_ours, flags))
     if options.compile:
-        added_flags.append("--compile")
-    if added_flags:
-        rows.append(TrainingRow(f"  with {' '.join(added_flags)}", time_ours, options))
+        name += " --compile"
+        flags = with_flags(flags, compile=True)
+        rows.append(TrainingRow(name, time_ours, flags))
     return rows
 
 
 def benchmark_train(args: argparse.Namespace, options: argparse.Namespace) -> None:
     """Print the results of `measure` for stock PyTorch and for ours, in each precision."""
     heads = ["images/s", "step", "data wait", "peak memory", "GPU busy"]
-    print(f"{'':40s}{''.join(f'{head:>13s}' for head in heads)}     ratio to its baseline")
+    print(f"{'':54s}{''.join(f'{head:>13s}' for head in heads)}     ratio to its baseline")
     for precision in args.precisions:
         baseline_name = ""
         baseline = None
         for row in training_rows(precision, options):
             results = measure_in_processes(1, row.time_training, args, row.options)
-            line = f"{row.name:40s}{training_cells(results)}"
+            line = f"{row.name:54s}{training_cells(results)}"
             if baseline is not None:
                 ratio = results["images/s"] / baseline["images/s"]
                 line += f"{ratio:9.2f}x {baseline_name}"
@@ -600,8 +620,7 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
     """Print the speed of our training on 1, 2, 4, ... processes.
 
     "strong": all share one batch; "weak": each brings a batch of its own. "to one" is the ratio to
-    the speed of one process. "not alone" is the part of a step that a process would not need for
-    its own images without the others.
+    the speed of one process, "overhead" the share of a step that is lost to working together.
     """
     if not torch.cuda.is_available():
         print(
@@ -609,7 +628,7 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
         )
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.processes)))
         options = with_flags(options, sync_bn=False)
-    heads = "".join(f"{name:>10s}" for name in ("images/s", "to one", "not alone"))
+    heads = "".join(f"{name:>10s}" for name in ("images/s", "to one", "overhead"))
     print(f"{'':10s}{'processes':>10s}{'images':>8s}{heads}")
     one_process_speed = speed_of_ours(1, options.batch_size, args, options)
     for scaling in ("strong", "weak"):
@@ -662,7 +681,7 @@ def main() -> None:
         "--warmup",
         type=utils.non_negative_int,
         default=20 if has_gpu else 2,
-        help="training steps before the clock starts; `data` has its own (%(default)s)",
+        help=f"training steps before the clock starts; `data` skips {BATCHES_AHEAD} (%(default)s)",
     )
     add(
         "--processes",
