@@ -4,6 +4,7 @@
 
 import copy
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ import utils
 from utils import InputError
 
 FEATURE_KINDS = ("fc", "pool5")  # the outputs of the heads; the stripes before them
+PUBLISHED_SIZE = (288, 144)  # height and width of images; published checkpoints do not record it
+
+log = logging.getLogger(__name__)
+
 
 # ---- backbones ----------------------------------------------------------------------------------
 
@@ -345,8 +350,40 @@ def load_network(checkpoint: dict, path: str, drop: float | None = None) -> Embe
     return net
 
 
+def image_size(
+    checkpoint: dict, path: str, requested_size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Return the (height, width) of a network's images.
+
+    Args:
+        checkpoint: what `utils.load_checkpoint` read from ``path``. Published ones record no size.
+        path: for messages.
+        requested_size: taken if the checkpoint records none; None: 288 x 144.
+
+    Raises:
+        InputError: the checkpoint records another size than the requested one.
+    """
+    config = checkpoint["config"]
+    if "img_h" not in config or "img_w" not in config:
+        if requested_size is None:
+            log.warning(
+                "%s does not record the size of its images: %d x %d (height x width) is used; "
+                "--img-h and --img-w choose another",
+                path,
+                *PUBLISHED_SIZE,
+            )
+        return requested_size or PUBLISHED_SIZE
+    size = (config["img_h"], config["img_w"])
+    if requested_size is not None and tuple(requested_size) != size:
+        raise InputError(
+            f"{path} was trained with images of {size[0]} x {size[1]} (height x width), "
+            f"not {requested_size[0]} x {requested_size[1]}: leave --img-h and --img-w out"
+        )
+    return size
+
+
 def digest_of_weights(net: EmbedNet) -> str:
-    """Return a digest that tells networks with other weights apart."""
+    """Return the SHA-256 of a network's weights and their names."""
     digest = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         digest.update(name.encode())
@@ -361,6 +398,7 @@ def extract_features(
     n_images: int,
     kinds: tuple[str, ...] = FEATURE_KINDS,
     flip: bool = False,
+    gather_ranks: bool = True,
 ) -> dict[str, np.ndarray]:
     """Embed images. Each rank embeds its own ``batches``, and gets the features of all images.
 
@@ -372,6 +410,7 @@ def extract_features(
         n_images: the total number of images, over all ranks.
         kinds: the kinds of features to return.
         flip: average the features of each image and its mirror image, stripe by stripe.
+        gather_ranks: False if this process embeds all of ``batches`` for itself.
 
     Returns:
         {"fc": (n_images, num_parts * low_dim), "pool5": (n_images, num_parts * C)}, float32 or
@@ -401,7 +440,7 @@ def extract_features(
                 )
             features[kind][torch.from_numpy(indices)] = values
     net.train(was_training)
-    if utils.is_distributed():
+    if gather_ranks and utils.is_distributed():
         for values in features.values():
             dist.all_reduce(values)  # each row is zero on all ranks but one
     return {kind: values.numpy() for kind, values in features.items()}

@@ -250,6 +250,22 @@ def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
     )
 
 
+def add_image_size_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the size of images for a checkpoint that does not record it; see `size_of_flags`."""
+    for name, side, default in (("--img-h", "height", 288), ("--img-w", "width", 144)):
+        help_text = f"image {side}, if the checkpoint does not record it ({default})"
+        parser.add_argument(name, type=positive_int, help=help_text)
+
+
+def size_of_flags(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Return (--img-h, --img-w); None without them. InputError: one alone is given."""
+    if args.img_h is None and args.img_w is None:
+        return None
+    if args.img_h is None or args.img_w is None:
+        raise InputError("--img-h and --img-w go together: give both, or none")
+    return args.img_h, args.img_w
+
+
 def add_shared_flags(parser: argparse.ArgumentParser, datasets: dict, archs: Iterable[str]) -> None:
     """Add the flags that train.py and test.py have in common."""
     or_checkpoint = "; test.py: the checkpoint's"

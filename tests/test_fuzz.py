@@ -27,8 +27,8 @@ import data_loader
 import data_manager
 import utils
 from data_manager import DATASETS, Split
+from tools.features_files import load_features
 from tools.results_files import read_metrics, read_results
-from tools.score import load_features
 from utils import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

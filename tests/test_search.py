@@ -277,8 +277,8 @@ def test_ties_are_in_the_order_of_the_gallery():
     names = [f"{i:02d}.jpg" for i in range(40)]
     is_near = np.arange(40) % 3 == 0
     features = np.where(is_near[:, None], [[4.0, 3.0]], [[3.0, 4.0]]).astype(np.float32)
-    gallery = tools.search.Images(names, "/g", features)
-    query = tools.search.Images(["q.jpg"], "/q", np.array([[2, 0]], np.float32))
+    gallery = tools.search.EmbeddedImages(names, "/g", features)
+    query = tools.search.EmbeddedImages(["q.jpg"], "/q", np.array([[2, 0]], np.float32))
     ranking = rank(query, gallery, top=40)
     (indices,) = ranking.indices
     assert indices.tolist() == [*np.flatnonzero(is_near), *np.flatnonzero(~is_near)]
@@ -299,11 +299,15 @@ def test_copies_are_ranked_in_the_order_of_the_gallery(search, out, tmp_path):
         assert len({similarity for name, similarity in nearest if name in copies}) == 1
 
 
-def test_a_large_gallery_is_ranked_in_blocks(monkeypatch):
+def test_a_large_gallery_is_ranked_in_blocks(monkeypatch, tmp_path):
     """In each block, too, an image does not find itself: here query q is gallery image q."""
     rng = np.random.default_rng(0)
-    gallery = tools.search.Images([f"{i}.jpg" for i in range(9)], "/g", rng.normal(size=(9, 5)))
-    query = tools.search.Images(gallery.names[:7], "/g", rng.normal(size=(7, 5)))
+    names = [f"{i}.jpg" for i in range(9)]
+    for name in names:
+        (tmp_path / name).touch()
+    root = str(tmp_path)
+    gallery = tools.search.EmbeddedImages(names, root, rng.normal(size=(9, 5)))
+    query = tools.search.EmbeddedImages(names[:7], root, rng.normal(size=(7, 5)))
     cosines = query.features @ gallery.features.T
     cosines /= np.linalg.norm(query.features, axis=1)[:, None]
     cosines /= np.linalg.norm(gallery.features, axis=1)

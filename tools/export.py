@@ -10,7 +10,7 @@ The tool writes to --out:
     export.json     what the networks take and give, and the checkpoint that they are made of
 
 A network takes ``images``, (N, height, width, 3) uint8, RGB; N is 1 or more. It gives the features
-of test.py, ``fc`` and ``pool5``: (N, dim) float32, the part of each stripe of length 1. Values are
+of test.py, ``fc`` and ``pool5``: (N, dim) float32, L2-normalised stripe by stripe. Values are
 normalised inside the network. Images are resized outside of it, by the Lanczos filter of Pillow;
 infrared images in one channel are given as three equal ones. In Python:
 
@@ -49,20 +49,20 @@ from model import (
     digest_of_weights,
     embed,
     extract_features,
+    image_size,
     load_network,
     to_device,
 )
-from tools.search import MODALITIES, image_size
 from utils import InputError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # requirements of this tool alone
+MODALITIES = ("visible", "thermal")
 INPUT_NAME = "images"
 DESCRIPTION_FILE = "export.json"
-# The exporter writes this version of ONNX itself, and converts to others.
-OPSET = 18
-STACK_TRACE = "pkg.torch.onnx.stack_trace"  # of each node: it shows folders of this machine
+OPSET = 18  # the exporter's own version of ONNX; others go through a converter
+STACK_TRACE = "pkg.torch.onnx.stack_trace"  # metadata of a node that would reveal folders
 TRACED_IMAGES = 2
-COMPARED_IMAGES = 8  # another number than that of the traced images: it may change
+COMPARED_IMAGES = 8  # differs from TRACED_IMAGES: the number of images must be free
 MAX_DIFFERENCE = 1e-4
 CPU = torch.device("cpu")
 
@@ -78,19 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoint_help = "file of train.py, or a published one"
     add("checkpoint", type=utils.file_path, metavar="CHECKPOINT", help=checkpoint_help)
     add("--out", type=utils.file_path, required=True, metavar="DIR", help="folder to write to")
-    size_help = "of a checkpoint that does not tell the size of its images"
-    add("--img-h", type=utils.positive_int, help=f"image height, {size_help} (288)")
-    add("--img-w", type=utils.positive_int, help=f"image width, {size_help} (144)")
+    utils.add_image_size_flags(parser)
     return parser
-
-
-def parse_args() -> argparse.Namespace:
-    parser = build_parser()
-    args = utils.parse(parser)
-    if (args.img_h is None) != (args.img_w is None):
-        parser.error("--img-h and --img-w go together")
-    args.size = None if args.img_h is None else (args.img_h, args.img_w)
-    return args
 
 
 def check_packages() -> None:
@@ -149,7 +138,7 @@ def write_onnx(path: str, net: EmbedNet, modality: str, size: tuple[int, int]) -
             output_names=list(FEATURE_KINDS),
             opset_version=OPSET,
             dynamo=True,
-            dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("N")}},
+            dynamic_shapes=({0: torch.export.Dim("N")},),
             verbose=False,
         )
         for node in program.model.graph:
@@ -177,12 +166,12 @@ def features_of_pytorch(net: EmbedNet, modality: str, images: np.ndarray) -> dic
 
 
 def features_of_onnx(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Embed (N, height, width, 3) uint8 images with a file; return (N, dim) of each kind.
+    """Embed (N, height, width, 3) uint8 images with ONNX Runtime; return (N, dim) of each kind.
 
     Raises:
         InputError: ONNX Runtime cannot run the file.
     """
-    import onnxruntime  # slow to import, and a requirement of this tool alone
+    import onnxruntime  # `check_packages` says what is missing
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -241,11 +230,12 @@ def describe(net: EmbedNet, checkpoint_path: str, size: tuple[int, int]) -> dict
         "checkpoint": checkpoint_path,
         "weights": digest_of_weights(net),
         "opset": OPSET,
-        "versions": versions(),
+        "versions": utils.versions()
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
-def versions() -> dict[str, str]:
+def all_versions() -> dict[str, str]:
     """Return the versions of `utils.versions`, and those of this tool's own packages."""
     own_versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return utils.versions() | own_versions
@@ -280,19 +270,22 @@ def write_files(out: str, net: EmbedNet, size: tuple[int, int], description: dic
             if not difference <= MAX_DIFFERENCE:  # NaN, too
                 raise InputError(
                     f"{path} is not written: its features differ from PyTorch's by "
-                    f"{difference:.1e}, and {MAX_DIFFERENCE:.0e} is allowed: give other versions "
-                    f"of {', '.join(PACKAGES)}"
+                    f"{difference:.1e}, and {MAX_DIFFERENCE:.0e} is allowed: install other "
+                    f"versions of {', '.join(PACKAGES)}"
                 )
             differences[modality] = difference
         utils.write_json(partial_description, description | {"largest_difference": differences})
 
 
 def main() -> None:
-    args = parse_args()
+    args = utils.parse(build_parser())
+    requested_size = utils.size_of_flags(args)
     check_packages()
     utils.start_log(args)
+    if utils.is_distributed():
+        raise InputError("tools.export is one process: start it without torchrun")
     checkpoint = utils.load_checkpoint(args.checkpoint)
-    size = image_size(checkpoint["config"], args.checkpoint, args.size)
+    size = image_size(checkpoint, args.checkpoint, requested_size)
     net = to_device(load_network(checkpoint, args.checkpoint), CPU)
     os.makedirs(args.out, exist_ok=True)
     write_files(args.out, net, size, describe(net, args.checkpoint, size))

@@ -10,6 +10,7 @@ import math
 import os
 import textwrap
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -105,13 +106,22 @@ def add_legend(figure: Figure, axes: np.ndarray) -> None:
 
 
 def short_names(images: Split, dataset: Dataset) -> dict[int, str]:
-    """Return the name of each person, by person id; long ones are cut in the middle."""
-    names = {}
-    for pid, name in dataset.person_names(images).items():
-        if len(name) > LONGEST_NAME:
-            name = f"{name[: LONGEST_NAME - 6]}…{name[-5:]}"
-        names[pid] = name
-    return names
+    """Return the name of each person, by person id; long ones are cut in the middle.
+
+    A name stays whole if another person's would be cut to the same.
+    """
+    names = dataset.person_names(images)
+    short = {pid: cut_name(name) for pid, name in names.items()}
+    times_used = Counter(short.values())
+    return {pid: short[pid] if times_used[short[pid]] == 1 else names[pid] for pid in names}
+
+
+def cut_name(name: str) -> str:
+    """Cut a name to `LONGEST_NAME` characters, and keep its end, where numbers are."""
+    n_last = LONGEST_NAME // 2 - 1
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - n_last - 1]}…{name[-n_last:]}"
 
 
 def persons_in_both(images: Split) -> np.ndarray:

@@ -276,9 +276,9 @@ def section_as_html(section: Section) -> str:
 
 
 def search_as_html(search_page: str, report_page: str) -> str:
-    """Link a page of tools.search from the report."""
+    """Return a heading and a link to a page of tools.search."""
     path = os.path.relpath(search_page, os.path.dirname(report_page) or ".")
-    address = urllib.parse.quote(path.replace(os.sep, "/"))
+    address = urllib.parse.quote(os.fsencode(path.replace(os.sep, "/")))
     text = "queries without labels, and the gallery images nearest to each"
     return f'<h2>Search</h2>\n<p><a href="{address}">{html.escape(path)}</a>: {text}</p>'
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_manager import DATASETS, Dataset, EvalTrial, Split, is_synthetic
 from eval_metrics import MEASURES, RANKS, TrialCounts
-from tools.score import load_features
+from tools.features_files import load_features
 from utils import InputError, file_path
 
 MAX_RANK = max(RANKS)  # length of the CMC curves in files of results

@@ -3,19 +3,20 @@
     python -m tools.search CHECKPOINT --query DIR --gallery DIR --out DIR
     python -m tools.search CHECKPOINT --query DIR --gallery features.npz --out DIR
 
-The images are those in a folder and its sub-folders, whatever their names. Queries are infrared and
-the gallery is visible, unless --query-modality and --gallery-modality say otherwise. The tool
-writes to --out:
+Images are found in a folder and its sub-folders, in any layout. Queries are infrared and the
+gallery is visible, unless --query-modality and --gallery-modality say otherwise. The tool writes to
+--out:
 
     ranking.csv     the --top gallery images of each query, by the cosine of their fc features
     search.html     the first --show queries with their nearest images; one file, for any browser
-    features.npz    the features of the gallery, which --gallery takes in place of its folder
+    features.npz    the features of the gallery
 
---gallery also takes a file of test.py --save-features. To embed images in Python:
+--gallery takes that file in place of the folder, or one of test.py --save-features. To embed images
+in Python:
 
     from tools.search import Embedder
-    embed = Embedder("run_last.t")
-    features = embed(paths, "thermal")  # (N, 3072) float32, as the fc features of test.py
+    embedder = Embedder("run_last.t")
+    features = embedder(paths, "thermal")  # (N, 3072) float32, the fc features of test.py
 """
 
 import argparse
@@ -41,14 +42,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from data_loader import ImageBatches, read_image
-from data_manager import LeftOut, Split, images_below
-from model import digest_of_weights, extract_features, load_network, to_device
-from tools.score import malformed, parse_network, read_arrays
+from data_manager import LeftOut, Split, file_identity, images_below
+from model import digest_of_weights, extract_features, image_size, load_network, to_device
+from tools.features_files import list_paths, malformed, parse_network, read_arrays
 from utils import InputError
 
-MODALITIES = {"visible": "visible", "thermal": "infrared"}  # the flags' values, and in prose
-PUBLISHED_SIZE = (288, 144)  # height and width; published checkpoints do not tell them
-THUMBNAIL_SIZE = (160, 72)
+MODALITIES = {"visible": "visible", "thermal": "infrared"}  # value of a flag: its word in messages
+THUMBNAIL_SIZE = (160, 72)  # height and width
 THUMBNAILS = 10  # gallery images of a query in search.html
 SIMILARITIES_AT_ONCE = 2**24
 
@@ -57,18 +57,18 @@ PAGE = string.Template(
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
+<title>Search</title>
 <style>
 :root { color-scheme: light dark; }
 body { font: 14px/1.4 system-ui, sans-serif; margin: auto; padding: 1rem; }
 .row { display: flex; gap: .5rem; overflow-x: auto; padding: .5rem 0; border-bottom: 1px solid #8888; }
 figure { flex: none; width: 72px; margin: 0; }
 figure:first-child { padding-right: 1rem; }
-img, .gone { width: 72px; height: 160px; display: block; }
-.gone { background: #8884; }
+img, .missing { width: 72px; height: 160px; display: block; }
+.missing { background: #8884; }
 figcaption { font-size: 11px; overflow-wrap: anywhere; }
 </style>
-<h1>$title</h1>
+<h1>Search</h1>
 <p>$text</p>
 $rows
 </html>
@@ -85,12 +85,12 @@ class Embedder:
     """Computes the fc features of image files, as test.py does.
 
     Args:
-        checkpoint: file of train.py, or a published one.
-        size: (height, width) of the images; None: the checkpoint's, or 288 x 144 where it does not
-            tell them.
+        checkpoint_path: file of train.py, or a published one.
+        size: (height, width) of the images, if the checkpoint does not record it; None: 288 x 144.
         gpu: number of the GPU; without any GPU the CPU is used.
         batch_size: images that are embedded at a time.
-        workers: processes that read images; None: one for each processor, at most 8.
+        workers: processes that read images; 0 reads them in this process. Where processes are not
+            forked, a program that uses some needs ``if __name__ == "__main__"``.
 
     Raises:
         InputError: the checkpoint cannot be read, is of another method, or of another image size.
@@ -99,21 +99,21 @@ class Embedder:
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint_path: str | Path,
         size: tuple[int, int] | None = None,
         gpu: int = 0,
         batch_size: int = 64,
-        workers: int | None = None,
+        workers: int = 0,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is below 1")
-        self.path = os.path.expanduser(checkpoint)
-        content = utils.load_checkpoint(self.path)
-        self.size = image_size(content["config"], self.path, size)
+        self.checkpoint_path = os.path.expanduser(checkpoint_path)
+        checkpoint = utils.load_checkpoint(self.checkpoint_path)
+        self.size = image_size(checkpoint, self.checkpoint_path, size)
         self.batch_size = batch_size
-        self.workers = utils.default_workers() if workers is None else workers
+        self.workers = workers
         self.device = utils.select_device(gpu)
-        self.net = load_network(content, self.path)
+        self.net = load_network(checkpoint, self.checkpoint_path)
         self.digest = digest_of_weights(self.net)
         self.net = to_device(self.net, self.device)
 
@@ -129,17 +129,26 @@ class Embedder:
 
         Raises:
             InputError: an image cannot be read.
+            ValueError: there is no such modality.
+            TypeError: ``paths`` is a single path.
         """
-        features, _ = self.embed(paths, modality, skip_unreadable=False)
+        features, _ = self.embed(paths, modality)
         return features
 
     def embed(
-        self, paths: Iterable[str | Path], modality: str, skip_unreadable: bool
+        self, paths: Iterable[str | Path], modality: str, skip_unreadable: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Embed images as a call does, but leave out those that cannot be read, with a warning.
+        """Embed images of one modality, and tell which could be read.
+
+        Args:
+            paths, modality: as in a call.
+            skip_unreadable: leave out images that cannot be read, with a warning for each.
 
         Returns:
-            The features of the N images that can be read, and their (N,) indices in ``paths``.
+            The features of the images that could be read, and the indices of these in ``paths``.
+
+        Raises:
+            As a call does.
         """
         if modality not in MODALITIES:
             raise ValueError(f"modality {modality!r} is not visible or thermal")
@@ -158,54 +167,30 @@ class Embedder:
             skip_unreadable=skip_unreadable,
         )
         bar = tqdm(batches, f"embed {n_images} {modality} images", disable=None, leave=False)
-        features = extract_features(self.net, bar, n_images, kinds=("fc",))["fc"]
-        readable = np.arange(n_images)
-        if batches.unreadable:
-            readable = np.setdiff1d(readable, batches.unreadable)
-            features = features[readable]
-        return features, readable
+        features = extract_features(self.net, bar, n_images, kinds=("fc",), gather_ranks=False)
+        readable = np.setdiff1d(np.arange(n_images), batches.unreadable)
+        if len(readable) == n_images:  # spares a copy
+            return features["fc"], readable
+        return features["fc"][readable], readable
 
     def description(self) -> dict:
-        """Return what a file of features tells of the network."""
+        """Return what decides the features of an image: the weights, and the size of images."""
         height, width = self.size
-        return {
-            "checkpoint": self.path,
-            "weights": self.digest,
-            "img_h": height,
-            "img_w": width,
-        }
-
-
-def image_size(config: dict, path: str, wanted: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the (height, width) of a checkpoint's images. InputError: others are wanted."""
-    if wanted is not None:
-        wanted = tuple(wanted)
-    if "img_h" not in config or "img_w" not in config:
-        if wanted is None:
-            log.warning("%s does not tell the size of its images: 288 x 144 is used", path)
-        return wanted or PUBLISHED_SIZE
-    size = (config["img_h"], config["img_w"])
-    if wanted not in (None, size):
-        raise InputError(
-            f"{path} was trained with images of {size[0]} x {size[1]}, "
-            f"not {wanted[0]} x {wanted[1]} (height x width)"
-        )
-    return size
+        return {"weights": self.digest, "img_h": height, "img_w": width}
 
 
 # ---- images and their features ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Images:
+class EmbeddedImages:
     """N images of one modality, and their features."""
 
     names: list[str]  # paths below ``root``, with / between folders
-    root: str  # their folder; "" if it is not known
+    root: str  # their folder
     features: np.ndarray  # (N, dim)
 
-    def file(self, i: int) -> str:
-        """The path of an image's file."""
+    def path(self, i: int) -> str:
         return os.path.join(self.root, self.names[i])
 
 
@@ -222,22 +207,27 @@ def list_folder(folder: str, flag: str) -> list[str]:
 
 
 def embed_folder(
-    folder: str, paths: list[str], modality: str, embed: Embedder, strict: bool
-) -> Images:
-    """Embed the images of a folder. InputError: none can be read, or with ``strict`` not all."""
-    features, readable = embed.embed(paths, modality, skip_unreadable=not strict)
+    folder: str, paths: list[str], modality: str, embedder: Embedder, strict: bool
+) -> EmbeddedImages:
+    """Embed the images of a folder; leave out those that cannot be read, and count them.
+
+    Raises:
+        InputError: no image can be read; with ``strict``, one cannot.
+    """
+    features, readable = embedder.embed(paths, modality, skip_unreadable=not strict)
     n_left_out = len(paths) - len(readable)
     if n_left_out:
         log.warning("%s: %d of %d images cannot be read: left out", folder, n_left_out, len(paths))
     if not len(readable):
         raise InputError(f"{folder}: no image can be read")
     names = [os.path.relpath(paths[i], folder).replace(os.sep, "/") for i in readable]
-    return Images(names, os.path.abspath(folder), features)
+    return EmbeddedImages(names, os.path.abspath(folder), features)
 
 
-def save_features(path: str, images: Images, modality: str, embed: Embedder) -> None:
+def save_features(path: str, images: EmbeddedImages, modality: str, embedder: Embedder) -> None:
     """Write the features of a gallery for later searches."""
-    network = embed.description() | {"data_path": images.root}
+    network = embedder.description()
+    network |= {"checkpoint": embedder.checkpoint_path, "data_path": images.root}
     with utils.atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(
             file,
@@ -248,59 +238,57 @@ def save_features(path: str, images: Images, modality: str, embed: Embedder) -> 
         )
 
 
-def load_features(path: str, modality: str, embed: Embedder) -> Images:
+def load_features(path: str, modality: str, embedder: Embedder) -> EmbeddedImages:
     """Read the images of one modality from a file of this tool or of test.py --save-features.
 
     Raises:
         InputError: it is no such file, it has no such images, or another network made it.
     """
     arrays = read_arrays(path, ("paths", "thermal", "fc", "network"))
+    if "fc" not in arrays:
+        raise InputError(f"{path} has no fc features: make it by test.py --features fc or both")
     network = parse_network(path, arrays.get("network"))
-    check_network(path, network, embed)
+    check_network(path, network, embedder)
     root = network.get("data_path")
     paths = arrays.get("paths")
     thermal = arrays.get("thermal")
-    features = arrays.get("fc")
-    dim = embed.net.feature_dims["fc"]
-    if not are_columns(paths, thermal, features, dim) or not isinstance(root, str):
+    features = arrays["fc"]
+    dim = embedder.net.feature_dims["fc"]
+    if not isinstance(root, str) or "\0" in root or not are_columns(paths, thermal, features, dim):
         raise malformed(path, "its network, paths, thermal and fc are not as this tool writes them")
-    rows = np.flatnonzero(thermal == (modality == "thermal"))
+    wants_thermal = modality == "thermal"
+    rows = np.flatnonzero(thermal == wants_thermal)
     if not len(rows):
         raise InputError(f"{path} holds no {modality} images: give another --gallery-modality")
-    if len(rows) < len(paths):
+    if len(rows) < len(paths):  # otherwise a copy of all features is spared
         paths = paths[rows]
         features = features[rows]
-    try:
-        names = paths.tolist()
-    except ValueError as error:  # numpy reads any number as a character
-        raise malformed(path, utils.short_reason(error)) from error
-    if any("\0" in name for name in (root, *names)):
-        raise malformed(path, "a path holds a zero character")
-    return Images(names, root, features)
+    return EmbeddedImages(list_paths(path, paths), root, features)
 
 
-def check_network(path: str, network: dict, embed: Embedder) -> None:
-    """Raise InputError unless a file's features are those that ``embed`` computes."""
+def check_network(path: str, network: dict, embedder: Embedder) -> None:
+    """Raise InputError unless a file's features are those that ``embedder`` computes."""
     if "weights" not in network:
         raise InputError(
             f"{path} does not tell which network made its features: make it anew, by this tool or "
             "by test.py --save-features"
         )
-    for name, value in embed.description().items():
-        if name != "checkpoint" and network.get(name) != value:
+    for name, value in embedder.description().items():
+        if network.get(name) != value:
             raise InputError(
                 f"{path} holds features of another network or image size than those of "
-                f"{embed.path}: give the checkpoint that made them, or the folder of the gallery"
+                f"{embedder.checkpoint_path}: give the checkpoint that made them, or the folder of "
+                "the gallery"
             )
     if network.get("flip"):
         raise InputError(f"{path} holds features of test.py --flip: make them without")
 
 
 def are_columns(
-    paths: np.ndarray | None, thermal: np.ndarray | None, features: np.ndarray | None, dim: int
+    paths: np.ndarray | None, thermal: np.ndarray | None, features: np.ndarray, dim: int
 ) -> bool:
-    """Return whether these are columns of equal length: (N,) text, (N,) bool, (N, dim) floats."""
-    if paths is None or thermal is None or features is None:
+    """Return whether these are (N,) text, (N,) bool and (N, dim) floats; no row may be zero."""
+    if paths is None or thermal is None:
         return False
     if paths.dtype.kind != "U" or thermal.dtype.kind != "b" or features.dtype.kind != "f":
         return False
@@ -309,8 +297,13 @@ def are_columns(
         return False
     if features.shape != (n_images, dim):
         return False
-    lengths = norms(features)
+    lengths = lengths_of(features)
     return bool(np.isfinite(lengths).all() and (lengths > 0).all())
+
+
+def lengths_of(features: np.ndarray) -> np.ndarray:
+    """Return the (N,) lengths of (N, dim) features, without a temporary (N, dim) array."""
+    return np.sqrt(np.einsum("nd,nd->n", features, features))
 
 
 # ---- ranking ------------------------------------------------------------------------------------
@@ -324,46 +317,57 @@ class Ranking:
     similarities: list[np.ndarray]  # of each query: cosines
 
 
-def rank(query: Images, gallery: Images, top: int) -> Ranking:
+def rank(query: EmbeddedImages, gallery: EmbeddedImages, top: int) -> Ranking:
     """Rank the gallery for each query by the cosine of their features, to 6 decimals.
 
-    Ties are in gallery order. An image does not find itself, under whatever name.
+    Ties are in gallery order. A query does not find its own file, under whatever name.
     """
-    query_norms = norms(query.features)
-    gallery_norms = norms(gallery.features)
-    gallery_files = {}  # file -> its indices in the gallery
-    for i in range(len(gallery.names)):
-        gallery_files.setdefault(os.path.realpath(gallery.file(i)), []).append(i)
-    ranking = Ranking([], [])
-    block = max(1, SIMILARITIES_AT_ONCE // len(gallery.names))
-    starts = range(0, len(query.names), block)
+    gallery_indices = indices_by_file(gallery)
+    query_lengths = lengths_of(query.features)
+    gallery_lengths = lengths_of(gallery.features)
+    all_indices = []
+    all_similarities = []
+    queries_at_once = max(1, SIMILARITIES_AT_ONCE // len(gallery.names))
+    starts = range(0, len(query.names), queries_at_once)
     for start in tqdm(starts, "rank", disable=None, leave=False):
-        rows = slice(start, start + block)
+        rows = slice(start, start + queries_at_once)
         similarities = query.features[rows] @ gallery.features.T
-        similarities /= query_norms[rows, None]
-        similarities /= gallery_norms
-        # In further decimals copies of an image differ by the batch that they were in.
+        similarities /= query_lengths[rows, None]
+        similarities /= gallery_lengths
+        # Beyond 6 decimals copies of an image differ with the batch in which they were embedded.
         similarities = similarities.round(6)
         for q, row in enumerate(similarities, start):
-            itself = gallery_files.get(os.path.realpath(query.file(q)))
+            itself = gallery_indices.get(existing_file(query.path(q)), [])
             nearest = np.argsort(-row, kind="stable")
-            if itself is not None:
+            if itself:
                 nearest = nearest[~np.isin(nearest, itself)]
             nearest = nearest[:top]
-            ranking.indices.append(nearest)
-            ranking.similarities.append(row[nearest])
-    return ranking
+            all_indices.append(nearest)
+            all_similarities.append(row[nearest])
+    return Ranking(all_indices, all_similarities)
 
 
-def norms(features: np.ndarray) -> np.ndarray:
-    """Return the (N,) lengths of (N, dim) features, without an array of their size."""
-    return np.sqrt(np.einsum("nd,nd->n", features, features))
+def indices_by_file(images: EmbeddedImages) -> dict[tuple[int, int], list[int]]:
+    """Return {file: indices of the images that it is}, of the files that still exist."""
+    indices = {}
+    for i in range(len(images.names)):
+        file = existing_file(images.path(i))
+        if file is not None:
+            indices.setdefault(file, []).append(i)
+    return indices
+
+
+def existing_file(path: str) -> tuple[int, int] | None:
+    """Return the identity of a file, which is the same for all of its paths; None if it is gone."""
+    return file_identity(path) if os.path.exists(path) else None
 
 
 # ---- output -------------------------------------------------------------------------------------
 
 
-def write_ranking(path: str, query: Images, gallery: Images, ranking: Ranking) -> None:
+def write_ranking(
+    path: str, query: EmbeddedImages, gallery: EmbeddedImages, ranking: Ranking
+) -> None:
     """Write ranking.csv: a line for each query and rank."""
     with (
         utils.atomic_write(path) as partial,
@@ -374,25 +378,29 @@ def write_ranking(path: str, query: Images, gallery: Images, ranking: Ranking) -
         writer.writerow(["query", "rank", "gallery", "similarity"])
         for q, name in enumerate(query.names):
             nearest = zip(ranking.indices[q], ranking.similarities[q], strict=True)
-            for place, (g, similarity) in enumerate(nearest, start=1):
-                writer.writerow([name, place, gallery.names[g], f"{similarity:.6f}"])
+            for position, (g, similarity) in enumerate(nearest, start=1):
+                writer.writerow([name, position, gallery.names[g], f"{similarity:.6f}"])
 
 
 def write_page(
-    path: str, query: Images, gallery: Images, ranking: Ranking, text: str, show: int
+    path: str,
+    query: EmbeddedImages,
+    gallery: EmbeddedImages,
+    ranking: Ranking,
+    text: str,
+    show: int,
 ) -> None:
     """Write search.html: the first ``show`` queries with the images nearest to each."""
     rows = []
-    for q in range(min(show, len(query.names))):
-        figures = [figure_as_html(query.file(q), f"query {query.names[q]}")]
-        nearest = zip(ranking.indices[q], ranking.similarities[q], strict=True)
-        for place, (g, similarity) in enumerate(nearest, start=1):
-            if place > THUMBNAILS:
-                break
-            caption = f"{place}: {similarity:.3f} {gallery.names[g]}"
-            figures.append(figure_as_html(gallery.file(g), caption))
+    for q in tqdm(range(min(show, len(query.names))), "draw", disable=None, leave=False):
+        figures = [figure_as_html(query.path(q), f"query {query.names[q]}")]
+        nearest = ranking.indices[q][:THUMBNAILS]
+        similarities = ranking.similarities[q][:THUMBNAILS]
+        for position, g in enumerate(nearest):
+            caption = f"{position + 1}: {similarities[position]:.3f} {gallery.names[g]}"
+            figures.append(figure_as_html(gallery.path(g), caption))
         rows.append(f"<div class=row>{''.join(figures)}</div>")
-    page = PAGE.substitute(title="Search", text=html.escape(text), rows="\n".join(rows))
+    page = PAGE.substitute(text=html.escape(text), rows="\n".join(rows))
     with (
         utils.atomic_write(path) as partial,
         open(partial, "w", encoding="utf-8", errors="backslashreplace") as file,
@@ -401,12 +409,12 @@ def write_page(
 
 
 def figure_as_html(path: str, caption: str) -> str:
-    """A thumbnail with its caption; a grey area if the file is gone or cannot be read."""
+    """Return a thumbnail with its caption; a grey area if the file is gone or cannot be read."""
     try:
         pixels = read_image(path, THUMBNAIL_SIZE)
     except InputError:
         reason = "cannot be read" if os.path.exists(path) else "the file is gone"
-        image = f"<div class=gone>{reason}</div>"
+        image = f"<div class=missing>{reason}</div>"
     else:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=85)
@@ -436,9 +444,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--show", type=utils.non_negative_int, default=100, help=show_help)
     strict_help = "stop at an image that cannot be read, instead of leaving it out"
     add("--strict", action="store_true", help=strict_help)
-    size_help = "of a checkpoint that does not tell the size of its images"
-    add("--img-h", type=utils.positive_int, help=f"image height, {size_help} (288)")
-    add("--img-w", type=utils.positive_int, help=f"image width, {size_help} (144)")
+    utils.add_image_size_flags(parser)
     add("--test-batch", type=utils.positive_int, default=64, help="images a batch (%(default)s)")
     add("--gpu", type=utils.non_negative_int, default=0, help="number of the GPU (%(default)s)")
     workers = utils.default_workers()
@@ -447,29 +453,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args() -> argparse.Namespace:
-    parser = build_parser()
-    args = utils.parse(parser)
-    if (args.img_h is None) != (args.img_w is None):
-        parser.error("--img-h and --img-w go together")
-    args.size = None if args.img_h is None else (args.img_h, args.img_w)
-    return args
-
-
 def main() -> None:
-    args = parse_args()
+    args = utils.parse(build_parser())
     utils.start_log(args)
+    if utils.is_distributed():
+        raise InputError("tools.search is one process: start it without torchrun")
     query_paths = list_folder(args.query, "--query")
-    features_file = os.path.join(args.out, "features.npz")
-    gallery_is_folder = os.path.isdir(args.gallery)
-    if not os.path.exists(args.gallery):
-        raise InputError(f"--gallery {args.gallery} is not a folder or a file of features")
-    if gallery_is_folder:
-        gallery_paths = list_folder(args.gallery, "--gallery")
-        if os.path.exists(features_file):
-            raise InputError(
-                f"{features_file} exists already: give it as --gallery, or give another --out"
-            )
+    gallery_paths = list_gallery(args)
     os.makedirs(args.out, exist_ok=True)
     if args.query_modality == args.gallery_modality:
         log.warning(
@@ -477,29 +467,50 @@ def main() -> None:
             MODALITIES[args.query_modality],
         )
 
-    embed = Embedder(args.checkpoint, args.size, args.gpu, args.test_batch, args.workers)
-    # Queries first: they are few, and an error in them shows before the long part.
-    query = embed_folder(args.query, query_paths, args.query_modality, embed, args.strict)
-    if gallery_is_folder:
+    size = utils.size_of_flags(args)
+    embedder = Embedder(args.checkpoint, size, args.gpu, args.test_batch, args.workers)
+    # The gallery's images come last: that is the long part, and an error should come before.
+    if gallery_paths is None:
+        gallery = load_features(args.gallery, args.gallery_modality, embedder)
+    query = embed_folder(args.query, query_paths, args.query_modality, embedder, args.strict)
+    if gallery_paths is not None:
         gallery = embed_folder(
-            args.gallery, gallery_paths, args.gallery_modality, embed, args.strict
+            args.gallery, gallery_paths, args.gallery_modality, embedder, args.strict
         )
-        save_features(features_file, gallery, args.gallery_modality, embed)
-    else:
-        gallery = load_features(args.gallery, args.gallery_modality, embed)
+        save_features(features_file(args), gallery, args.gallery_modality, embedder)
 
     ranking = rank(query, gallery, args.top)
     text = (
         f"{len(query.names)} {MODALITIES[args.query_modality]} queries of {args.query}, "
         f"{len(gallery.names)} {MODALITIES[args.gallery_modality]} gallery images of "
-        f"{args.gallery}, "
-        f"network {args.checkpoint}"
+        f"{args.gallery}, network {args.checkpoint}"
     )
     write_ranking(os.path.join(args.out, "ranking.csv"), query, gallery, ranking)
     page = os.path.join(args.out, "search.html")
     write_page(page, query, gallery, ranking, text, args.show)
     log.info("%s", text)
     log.info("ranking.csv, search.html: %s", args.out)
+
+
+def features_file(args: argparse.Namespace) -> str:
+    return os.path.join(args.out, "features.npz")
+
+
+def list_gallery(args: argparse.Namespace) -> list[str] | None:
+    """List the image files of --gallery; None if it is a file of features.
+
+    Raises:
+        InputError: it is missing, it has no image, or features of a gallery would be overwritten.
+    """
+    if os.path.isfile(args.gallery):
+        return None
+    if not os.path.isdir(args.gallery):
+        raise InputError(f"--gallery {args.gallery} is not a folder or a file of features")
+    if os.path.exists(features_file(args)):
+        raise InputError(
+            f"{features_file(args)} exists already: give it as --gallery, or give another --out"
+        )
+    return list_folder(args.gallery, "--gallery")
 
 
 if __name__ == "__main__":
