@@ -97,14 +97,14 @@ def format_beyond_8_bits(file: Image.Image) -> str | None:
     return None
 
 
-def read_batch(paths: list[str], size: tuple[int, int]) -> tuple[np.ndarray, dict[int, InputError]]:
+def read_batch(paths: list[str], size: tuple[int, int]) -> tuple[np.ndarray, dict[int, str]]:
     """Read some image files.
 
     Errors are returned, not raised: DataLoader would bury their messages in a worker's traceback.
 
     Returns:
-        The images, (N, height, width, 3) uint8, and the errors by position in ``paths``. An image
-        with an error is black.
+        The images, (N, height, width, 3) uint8, and the errors' messages by position in ``paths``.
+        An image with an error is black.
     """
     images = np.zeros((len(paths), *size, 3), np.uint8)
     errors = {}
@@ -112,7 +112,7 @@ def read_batch(paths: list[str], size: tuple[int, int]) -> tuple[np.ndarray, dic
         try:
             images[position] = read_image(path, size)
         except InputError as error:
-            errors[position] = error
+            errors[position] = str(error)
     return images, errors
 
 
@@ -125,14 +125,14 @@ def read_images(
         InputError: an image cannot be read, or no worker can be started.
     """
     for images, errors in read_images_and_errors(batches, size, workers):
-        for error in errors.values():
-            raise InputError(str(error))  # ``error`` itself would keep this frame alive
+        if errors:
+            raise InputError(next(iter(errors.values())))
         yield images
 
 
 def read_images_and_errors(
     batches: list[list[str]], size: tuple[int, int], workers: int
-) -> Iterator[tuple[np.ndarray, dict[int, InputError]]]:
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
     """Yield for each batch of paths what `read_batch` returns, read ahead.
 
     The workers send arrays, not tensors: those would need shared memory, of which containers have
@@ -184,7 +184,7 @@ class ImageBatches:
     and (B, 3, height, width), normalised, on ``device``.
 
     Attributes:
-        unreadable: indices of the images that were left out so far. A warning names each.
+        unreadable: indices of the images that were left out. A warning names each.
     """
 
     def __init__(
@@ -219,6 +219,8 @@ class ImageBatches:
             paths.append([self.split.paths[i] for i in indices])
         batches = read_images_and_errors(paths, self.size, self.workers)
         for (modality, indices), (images, errors) in zip(self.batches, batches, strict=True):
+            if errors and not self.skip_unreadable:
+                raise InputError(next(iter(errors.values())))
             if errors:
                 indices, images = self.without_unreadable(indices, images, errors)
             if not len(indices):
@@ -227,13 +229,11 @@ class ImageBatches:
             yield modality, indices, to_input(images_on_device, self.size)
 
     def without_unreadable(
-        self, indices: np.ndarray, images: np.ndarray, errors: dict[int, InputError]
+        self, indices: np.ndarray, images: np.ndarray, errors: dict[int, str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch without the images that have errors, unless these are to be raised."""
-        for position, error in errors.items():
-            if not self.skip_unreadable:
-                raise InputError(str(error))
-            log.warning("left out: %s", error)
+        """Return a batch without the images that have errors."""
+        for position, message in errors.items():
+            log.warning("left out: %s", message)
             self.unreadable.append(int(indices[position]))
         is_readable = np.ones(len(indices), bool)
         is_readable[list(errors)] = False

@@ -10,8 +10,8 @@ LLCM (1,064 persons)
     idx/test_id.txt                                           person ids
     test_vis/cam1 .. cam9/<person, 4 digits>/*.jpg            visible
     test_nir/cam1 .. cam9/<person, 4 digits>/*.jpg            infrared, without cam3
-folder (anyone's images)
-    {train,test}/{visible,thermal}/<person>/*.jpg             a person is any name of a folder
+folder (a dataset of one's own)
+    {train,test}/{visible,thermal}/<person>/*.jpg             <person>: any name; test is optional
 
 Person ids are separated by commas, spaces or line ends. A person's folder may have fewer digits.
 If anything of a listed person is left out, a warning or an error names it. "thermal" in names means
@@ -114,14 +114,15 @@ class Dataset:
     junk_rule: str = ""  # what `junk_mask` says, for an error
     preprocessed: bool = False  # train.py reads the arrays of pre_process_sysu.py, not image files
     train_list: str = ""  # of a preprocessed dataset: without this list, arrays are not compared
-    test_folder: str = ""  # if there may be no test images: without this folder there are none
-    persons_are_folders: bool = False  # people know a person by the name of the folder of images
+    optional_test_folder: str = ""  # where test images are, of a dataset that need not have any
+    persons_are_folders: bool = False  # persons have names, those of the folders of their images
     one_model_per_trial: bool = False  # each trial has training persons of its own
     official_persons: int = 0  # for tools.score: number of rows of the official .mat files
 
-    def has_test_images(self, root: str) -> bool:
-        """Return False if there are none in ``root``, and need not be."""
-        return not self.test_folder or os.path.isdir(os.path.join(root, self.test_folder))
+    def lacks_test(self, root: str) -> bool:
+        """Return whether the optional folder of test images is missing in ``root``."""
+        folder = self.optional_test_folder
+        return bool(folder) and not os.path.isdir(os.path.join(root, folder))
 
     def person_names(self, images: Split) -> dict[int, str]:
         """Return how people know the persons of some images, by person id."""
@@ -370,7 +371,7 @@ def llcm_junk_mask(
     return same_person & same_camera
 
 
-# ---- folders of anyone's images -----------------------------------------------------------------
+# ---- a dataset of one's own ---------------------------------------------------------------------
 
 FOLDER_CAMERAS = {"visible": 1, "thermal": 2}
 
@@ -399,10 +400,10 @@ def folder_images(root: str, subset: str) -> Split:
             f"{root} has no folder {subset}: is --data-path right? It must hold "
             f"{subset}/visible/<person>/ and {subset}/thermal/<person>/"
         )
+    check_folders_disjoint(root)
     left_out = LeftOut(subset)
     folders = folders_of_persons(root, subset, left_out)
-    check_folders_disjoint(root)
-    names = sorted({name for _, name in folders})
+    names = sorted(names_of_persons(folders))
     rows = []
     for modality, camid in FOLDER_CAMERAS.items():
         for pid, name in enumerate(names):
@@ -419,17 +420,19 @@ def folder_images(root: str, subset: str) -> Split:
 def folders_of_persons(root: str, subset: str, left_out: "LeftOut") -> dict[tuple[str, str], str]:
     """Return {(modality, person): folder} of all folders <subset>/{visible,thermal}/<person>/.
 
-    A name may be encoded in two ways, with accents as characters of their own or not: they are the
-    same person.
+    Unicode has two encodings for a letter with an accent: both are the same person.
+
+    Raises:
+        InputError: a person has two folders in a modality.
     """
     folders = {}
     for entry in entries_of(os.path.join(root, subset)):
         if entry.name not in FOLDER_CAMERAS or not is_folder(entry):
-            left_out.add("what is not a folder visible or thermal", entry.path)
+            left_out.add("entries other than the folders visible and thermal", entry.path)
             continue
         for person in entries_of(entry.path):
             if not is_folder(person):
-                left_out.add("what is not in a person's folder", person.path)
+                left_out.add("entries outside of the persons' folders", person.path)
                 continue
             key = (entry.name, unicodedata.normalize("NFC", person.name))
             if key in folders:
@@ -440,17 +443,22 @@ def folders_of_persons(root: str, subset: str, left_out: "LeftOut") -> dict[tupl
     return folders
 
 
+def names_of_persons(folders: dict[tuple[str, str], str]) -> set[str]:
+    """Return the names of the persons, of all modalities."""
+    return {name for _, name in folders}
+
+
 def check_folders_disjoint(root: str) -> None:
     """Raise InputError if a person is in train and in test."""
-    names = {}
-    for subset in ("train", "test"):
-        folders = folders_of_persons(root, subset, LeftOut(subset))
-        names[subset] = {name for _, name in folders}
-    both = sorted(names["train"] & names["test"])
+    # What is left out is said where the images are listed.
+    train = folders_of_persons(root, "train", LeftOut("train"))
+    test = folders_of_persons(root, "test", LeftOut("test"))
+    both = sorted(names_of_persons(train) & names_of_persons(test))
     if both:
         raise InputError(
             f"{root}: persons in train and in test ({len(both)}): {first_three(both)}. Scores "
-            "would be too high: remove them from one of the two, or rename who is another person"
+            "would be too high: remove them from one of the two, or rename the folder of another "
+            "person of the same name"
         )
 
 
@@ -694,18 +702,18 @@ def first_three(names: list) -> str:
     return ", ".join(words)
 
 
-# ---- folders of images --------------------------------------------------------------------------
+# ---- listing folders ----------------------------------------------------------------------------
 
 
 class LeftOut:
     """What is left out while folders are listed. `warn` logs a line for each kind of it.
 
     Args:
-        subset: "train" or "test", for the warnings.
+        source: what is listed, for the warnings: "train", "test" or the flag of a folder.
     """
 
-    def __init__(self, subset: str):
-        self.subset = subset
+    def __init__(self, source: str):
+        self.source = source
         self.names = {}  # kind -> what is left out
 
     def add(self, kind: str, name: str | int) -> None:
@@ -723,7 +731,7 @@ class LeftOut:
     def warn(self) -> None:
         for kind, names in self.names.items():
             log.warning(
-                "%s: left out: %s (%d): %s", self.subset, kind, len(names), first_three(names)
+                "%s: left out: %s (%d): %s", self.source, kind, len(names), first_three(names)
             )
 
 
@@ -791,11 +799,12 @@ def image_files(folder: str, left_out: LeftOut) -> list[str]:
 def images_below(folder: str, left_out: LeftOut, parents: tuple[str, ...] = ()) -> list[str]:
     """Return the paths of the image files in a folder and all of its sub-folders, in sorted order.
 
-    ``parents``: the real paths of the folders around it. A link to one of them would have no end.
+    ``parents``: the real paths of the folders around it. To follow a link to one of them would
+    never end.
     """
     real_path = os.path.realpath(folder)
     if real_path in parents:
-        left_out.add("links to a folder around them", folder)
+        left_out.add("links to a folder that contains them", folder)
         return []
     paths = []
     for entry in entries_of(folder):
@@ -954,7 +963,7 @@ DATASETS = {
         junk_rule="a query ignores images of its person in the camera of its own number",
     ),
     "folder": Dataset(
-        title="own folders",
+        title="own dataset",
         # SYSU-MM01's settings, untuned.
         defaults={"data_path": "data/folder", "lr": 0.008, "epochs": 60, "w_hc": 0.6},
         counts={},
@@ -966,7 +975,7 @@ DATASETS = {
         trials=range(1),
         thermal_cameras=(FOLDER_CAMERAS["thermal"],),
         cmc_by_identity=False,
-        test_folder="test",
+        optional_test_folder="test",
         persons_are_folders=True,
     ),
 }

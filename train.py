@@ -274,8 +274,8 @@ def list_images(
 ) -> tuple[Split | None, Split | None, EvalTrial | None]:
     """List the images of training and of the tests, and the trial of the tests.
 
-    The training images are None if there are the arrays of pre_process_sysu.py alone. Test images
-    and trial are None if there are no test images, and need not be.
+    The training images are None where only the arrays of pre_process_sysu.py exist. Test images and
+    trial are None if the dataset need not have any, and has none.
 
     Raises:
         InputError: something is missing or malformed, or training and tests share an image.
@@ -283,11 +283,11 @@ def list_images(
     train_images = list_training_images(
         dataset, args.data_path, args.trial, may_be_missing=dataset.preprocessed
     )
-    if not dataset.has_test_images(args.data_path):
+    if dataset.lacks_test(args.data_path):
         log.warning(
             "%s has no folder %s: no tests during training, and no checkpoint _best",
             args.data_path,
-            dataset.test_folder,
+            dataset.optional_test_folder,
         )
         return train_images, None, None
     test_images = dataset.test(args.data_path, args.trial)

@@ -507,7 +507,7 @@ def test_report_and_figures_are_written(output_of, folder_run, tmp_path):
     html = page.read_text()
     for heading in ("CMC", "Training", "Embedding", "Distances", "Ranked: own", "Stripes: own"):
         assert f"<h2>{heading}</h2>" in html
-    assert "own folders" in html
+    assert "own dataset" in html
 
     output_of("-m tools.visualize", "curves", folder_run / RUN, "--out", tmp_path / "curves.png")
     tree = ["--dataset", "folder", "--data-path", folder_run / "data/folder"]

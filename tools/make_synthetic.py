@@ -1,4 +1,4 @@
-"""Make images of synthetic people in the on-disk layout of SYSU-MM01, RegDB, LLCM or own folders.
+"""Make images of synthetic people, laid out like SYSU-MM01, RegDB, LLCM or --dataset folder.
 
     python -m tools.make_synthetic --dataset sysu  --out data/toy --ids 130 --seed 0
     python -m tools.make_synthetic --dataset regdb --out data/toy_regdb --full
@@ -297,7 +297,7 @@ def llcm_tree(n_persons: int | None, n_images: int, seed: int) -> Tree:
     return tree
 
 
-# ---- own folders ---------------------------------------------------------------------------------
+# ---- a dataset of one's own -----------------------------------------------------------------------
 
 
 def folder_tree(n_persons: int, n_images: int, seed: int) -> Tree:
@@ -347,7 +347,7 @@ def make_tree(
         workers: number of processes.
 
     Raises:
-        InputError: `out` holds something else, or own folders should have the real size.
+        InputError: `out` holds something else, or a dataset without a real size should have it.
     """
     if ids is None and dataset not in IMAGES_PER_CAMERA:
         raise utils.InputError(f"--full: --dataset {dataset} has no real size: give --ids")
