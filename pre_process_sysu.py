@@ -106,20 +106,6 @@ def write_arrays(
                 os.remove(path)
 
 
-def check_writable(folder: str) -> None:
-    """Make the folder, if need be. Raise InputError if nothing can be written into it."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise utils.InputError(
-            f"the folder {folder} cannot be made ({error.strerror}): name another by --arrays"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise utils.InputError(
-            f"{folder} is read-only: name another folder by --arrays, also in train.py"
-        )
-
-
 def main() -> None:
     args = utils.parse(build_parser())
     utils.start_log(args)
@@ -133,7 +119,7 @@ def main() -> None:
 
     splits = {"rgb": images.where(~images.thermal), "ir": images.where(images.thermal)}
     digest = digest_of_images(images, root, size)
-    check_writable(folder)
+    utils.make_writable_folder(folder, "name another folder by --arrays, also in train.py")
     lock = os.path.join(folder, "pre_process.lock")
     with utils.lock_file(lock, "another process writes these arrays: try again when it is done"):
         if any(os.path.exists(array_files(folder, modality)[0]) for modality in splits):

@@ -500,6 +500,18 @@ def memory_format(device: torch.device) -> torch.memory_format:
 # ---- files --------------------------------------------------------------------------------------
 
 
+def make_writable_folder(folder: str, remedy: str) -> None:
+    """Make a folder where there is none. InputError: it cannot be made or be written to."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be made ({error.strerror}): {remedy}"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} is read-only: {remedy}")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[str]:
     """Yield a name beside ``path`` to write to. At the end, that file replaces ``path``.

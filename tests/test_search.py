@@ -5,6 +5,7 @@ The rankings are compared with brute force on the features that test.py saves of
 
 import base64
 import csv
+import errno
 import io
 import json
 import logging
@@ -23,7 +24,9 @@ from conftest import RUN, files_of, folder_flags, run_here, small_net
 from PIL import Image
 from torch import nn
 
+import data_loader
 import tools.search
+import utils
 from data_loader import ImageBatches
 from data_manager import Split, sysu_test
 from model import EmbedNet, digest_of_weights
@@ -1068,3 +1071,33 @@ def test_exchanged_names_change_the_digest():
     digests = [digest_of_weights(net) for net in nets]
     assert digests[0] != digests[1]
     assert digests[0] != digests[2]
+
+
+# ---- the folder of the results ------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_to_is_noticed_first(search_error, out, monkeypatch):
+    """Before images are embedded, which may take hours."""
+    monkeypatch.setattr(data_loader, "ImageBatches", None)
+    out.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out and access(path, mode))
+    line = search_error()
+    assert f"{out} is read-only" in line
+    assert "--out" in line
+
+
+def test_ranking_and_page_are_replaced_together(data, search, search_error, out, monkeypatch):
+    search("--top", 1)
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "search.html")
+
+    monkeypatch.setattr(Image.Image, "save", fail)  # of a thumbnail
+    search_error("--top", 2, gallery=out / "features.npz")
+    assert {len(nearest) for nearest in ranking_in(out).values()} == {1}
+
+
+def test_a_search_is_no_distributed_program(search_error, monkeypatch):
+    monkeypatch.setattr(utils, "is_distributed", lambda: True)
+    assert "without torchrun" in search_error()

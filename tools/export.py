@@ -279,15 +279,15 @@ def write_files(out: str, net: EmbedNet, size: tuple[int, int], description: dic
 
 def main() -> None:
     args = utils.parse(build_parser())
+    if utils.is_distributed():
+        raise InputError("tools.export is one process: start it without torchrun")
     requested_size = utils.size_of_flags(args)
     check_packages()
     utils.start_log(args)
-    if utils.is_distributed():
-        raise InputError("tools.export is one process: start it without torchrun")
     checkpoint = utils.load_checkpoint(args.checkpoint)
     size = image_size(checkpoint, args.checkpoint, requested_size)
     net = to_device(load_network(checkpoint, args.checkpoint), CPU)
-    os.makedirs(args.out, exist_ok=True)
+    utils.make_writable_folder(args.out, "give another --out")
     write_files(args.out, net, size, describe(net, args.checkpoint, size))
     log.info("%s, %s: %s", ", ".join(map(onnx_file, MODALITIES)), DESCRIPTION_FILE, args.out)
 

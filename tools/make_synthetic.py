@@ -297,7 +297,7 @@ def llcm_tree(n_persons: int | None, n_images: int, seed: int) -> Tree:
     return tree
 
 
-# ---- a dataset of one's own -----------------------------------------------------------------------
+# ---- a dataset of one's own ----------------------------------------------------------------------
 
 
 def folder_tree(n_persons: int, n_images: int, seed: int) -> Tree:

@@ -11,8 +11,9 @@ gallery is visible, unless --query-modality and --gallery-modality say otherwise
     search.html     the first --show queries with their nearest images; one file, for any browser
     features.npz    the features of the gallery
 
---gallery takes that file in place of the folder, or one of test.py --save-features. To embed images
-in Python:
+--gallery takes that file in place of the folder, so that a gallery is embedded once, or a file of
+test.py --save-features. Paths in ranking.csv are below --query and below --gallery; those of a file
+of test.py are below its --data-path. To embed images in Python:
 
     from tools.search import Embedder
     embedder = Embedder("run_last.t")
@@ -259,7 +260,9 @@ def load_features(path: str, modality: str, embedder: Embedder) -> EmbeddedImage
     wants_thermal = modality == "thermal"
     rows = np.flatnonzero(thermal == wants_thermal)
     if not len(rows):
-        raise InputError(f"{path} holds no {modality} images: give another --gallery-modality")
+        raise InputError(
+            f"{path} holds no {MODALITIES[modality]} images: give another --gallery-modality"
+        )
     if len(rows) < len(paths):  # otherwise a copy of all features is spared
         paths = paths[rows]
         features = features[rows]
@@ -369,11 +372,8 @@ def write_ranking(
     path: str, query: EmbeddedImages, gallery: EmbeddedImages, ranking: Ranking
 ) -> None:
     """Write ranking.csv: a line for each query and rank."""
-    with (
-        utils.atomic_write(path) as partial,
-        # Names of files need not be UTF-8.
-        open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
+    # Names of files need not be UTF-8.
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["query", "rank", "gallery", "similarity"])
         for q, name in enumerate(query.names):
@@ -401,10 +401,7 @@ def write_page(
             figures.append(figure_as_html(gallery.path(g), caption))
         rows.append(f"<div class=row>{''.join(figures)}</div>")
     page = PAGE.substitute(text=html.escape(text), rows="\n".join(rows))
-    with (
-        utils.atomic_write(path) as partial,
-        open(partial, "w", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(page)
 
 
@@ -455,12 +452,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = utils.parse(build_parser())
-    utils.start_log(args)
     if utils.is_distributed():
         raise InputError("tools.search is one process: start it without torchrun")
+    utils.start_log(args)
     query_paths = list_folder(args.query, "--query")
     gallery_paths = list_gallery(args)
-    os.makedirs(args.out, exist_ok=True)
+    utils.make_writable_folder(args.out, "give another --out")
     if args.query_modality == args.gallery_modality:
         log.warning(
             "queries and gallery are both %s: the method is not trained for that",
@@ -485,9 +482,14 @@ def main() -> None:
         f"{len(gallery.names)} {MODALITIES[args.gallery_modality]} gallery images of "
         f"{args.gallery}, network {args.checkpoint}"
     )
-    write_ranking(os.path.join(args.out, "ranking.csv"), query, gallery, ranking)
-    page = os.path.join(args.out, "search.html")
-    write_page(page, query, gallery, ranking, text, args.show)
+    ranking_file = os.path.join(args.out, "ranking.csv")
+    page_file = os.path.join(args.out, "search.html")
+    with (  # Both replace those of a former search, or neither.
+        utils.atomic_write(ranking_file) as partial_ranking,
+        utils.atomic_write(page_file) as partial_page,
+    ):
+        write_ranking(partial_ranking, query, gallery, ranking)
+        write_page(partial_page, query, gallery, ranking, text, args.show)
     log.info("%s", text)
     log.info("ranking.csv, search.html: %s", args.out)
 
