@@ -217,6 +217,7 @@ class ImageBatches:
         paths = []
         for _, indices in self.batches:
             paths.append([self.split.paths[i] for i in indices])
+        self.unreadable = []
         batches = read_images_and_errors(paths, self.size, self.workers)
         for (modality, indices), (images, errors) in zip(self.batches, batches, strict=True):
             if errors and not self.skip_unreadable:
@@ -224,7 +225,7 @@ class ImageBatches:
             if errors:
                 indices, images = self.without_unreadable(indices, images, errors)
             if not len(indices):
-                continue
+                continue  # no image of this batch can be read
             images_on_device = torch.from_numpy(images).to(self.device)
             yield modality, indices, to_input(images_on_device, self.size)
 

@@ -371,7 +371,7 @@ def llcm_junk_mask(
     return same_person & same_camera
 
 
-# ---- a dataset of one's own ---------------------------------------------------------------------
+# ---- --dataset folder ---------------------------------------------------------------------------
 
 FOLDER_CAMERAS = {"visible": 1, "thermal": 2}
 
@@ -450,7 +450,7 @@ def names_of_persons(folders: dict[tuple[str, str], str]) -> set[str]:
 
 def check_folders_disjoint(root: str) -> None:
     """Raise InputError if a person is in train and in test."""
-    # What is left out is said where the images are listed.
+    # `folder_images` warns of what is left out: these are discarded.
     train = folders_of_persons(root, "train", LeftOut("train"))
     test = folders_of_persons(root, "test", LeftOut("test"))
     both = sorted(names_of_persons(train) & names_of_persons(test))

@@ -358,7 +358,7 @@ def image_size(
     Args:
         checkpoint: what `utils.load_checkpoint` read from ``path``. Published ones record no size.
         path: for messages.
-        requested_size: taken if the checkpoint records none; None: 288 x 144.
+        requested_size: used if the checkpoint records no size; by default 288 x 144.
 
     Raises:
         InputError: the checkpoint records another size than the requested one.
@@ -368,7 +368,7 @@ def image_size(
         if requested_size is None:
             log.warning(
                 "%s does not record the size of its images: %d x %d (height x width) is used; "
-                "--img-h and --img-w choose another",
+                "--img-h and --img-w (in Python: size) choose another",
                 path,
                 *PUBLISHED_SIZE,
             )
@@ -377,7 +377,8 @@ def image_size(
     if requested_size is not None and tuple(requested_size) != size:
         raise InputError(
             f"{path} was trained with images of {size[0]} x {size[1]} (height x width), "
-            f"not {requested_size[0]} x {requested_size[1]}: leave --img-h and --img-w out"
+            f"not {requested_size[0]} x {requested_size[1]}: leave --img-h and --img-w (in Python: "
+            "size) out"
         )
     return size
 
@@ -410,11 +411,11 @@ def extract_features(
         n_images: the total number of images, over all ranks.
         kinds: the kinds of features to return.
         flip: average the features of each image and its mirror image, stripe by stripe.
-        gather_ranks: False if this process embeds all of ``batches`` for itself.
+        gather_ranks: add up the features of all ranks; False: this process has all images.
 
     Returns:
         {"fc": (n_images, num_parts * low_dim), "pool5": (n_images, num_parts * C)}, float32 or
-        wider.
+        wider. Rows of images that no batch holds are zero.
 
     Raises:
         InputError: a feature is not finite.

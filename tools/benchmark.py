@@ -14,10 +14,13 @@ mean more than the seconds.
 
 `train` compares equal settings: each of our rows with stock PyTorch at the same precision, a row
 with --no-deterministic or --compile with the row without it. Stock PyTorch always has the published
-loss and optimizer, and is, if anything, faster than the original. "data wait": until a batch is
-there; of ours on the device and normalised. "peak memory": of PyTorch's tensors on a GPU, with the
-training images where they are on it; of the process on a CPU. "GPU busy": the share of a step in
-which the GPU computes; where it is small, the processor is the limit.
+loss and optimizer, and is, if anything, faster than the original. Its columns:
+
+    data wait      until there is a batch; ours is then on the device and normalised
+    peak memory    of PyTorch's tensors on a GPU, with the training images that are kept there; of
+                   the process on a CPU
+    GPU busy       the share of a step in which the GPU computes; where it is small, the processor
+                   is the limit
 """
 
 import argparse
@@ -640,14 +643,14 @@ def benchmark_scale(args: argparse.Namespace, options: argparse.Namespace) -> No
             if world_size > args.processes or n_persons % world_size:  # persons are not split
                 continue
             speed = one_process_speed
-            speed_alone = one_process_speed
+            independent_speed = one_process_speed  # if the processes did not work together
             if world_size > 1:
                 speed = speed_of_ours(world_size, batch_size, args, options)
                 rank_speed = speed_of_ours(1, batch_size // world_size, args, options)
-                speed_alone = world_size * rank_speed
+                independent_speed = world_size * rank_speed
             print(
                 f"{scaling:10s}{world_size:10d}{2 * batch_size:8d}{speed:10.1f}"
-                f"{speed / one_process_speed:9.2f}x{1 - speed / speed_alone:10.0%}",
+                f"{speed / one_process_speed:9.2f}x{1 - speed / independent_speed:10.0%}",
                 flush=True,
             )
 
@@ -711,6 +714,10 @@ def main() -> None:
         raise utils.InputError(
             f"--batch-size {options.batch_size} is not a multiple of --per-img {options.per_img}"
         )
+    utils.select_device(options.gpu)  # an error of a new process would show its traceback
+    n_gpus = torch.cuda.device_count()
+    if has_gpu and args.command == "scale" and args.processes > n_gpus:
+        raise utils.InputError(f"--processes {args.processes}: this machine has {n_gpus} GPUs")
     COMMANDS[args.command](args, options)
 
 

@@ -28,6 +28,7 @@ import importlib
 import importlib.metadata
 import io
 import logging
+import math
 import os
 import sys
 import warnings
@@ -112,8 +113,7 @@ class ExportedNet(nn.Module):
         self.modality = modality
         self.size = size
         self.eval()
-        # `to_input` keeps these tensors. While the network is traced, it would make and keep
-        # symbols in their place.
+        # Fills the cache of this function: if tracing filled it, it would hold symbolic tensors.
         mean_and_std_rows(size[1], CPU)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -230,8 +230,7 @@ def describe(net: EmbedNet, checkpoint_path: str, size: tuple[int, int]) -> dict
         "checkpoint": checkpoint_path,
         "weights": digest_of_weights(net),
         "opset": OPSET,
-        "versions": utils.versions()
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": all_versions(),
     }
 
 
@@ -267,7 +266,7 @@ def write_files(out: str, net: EmbedNet, size: tuple[int, int], description: dic
             features = features_of_onnx(partial, images)
             difference = largest_difference(features, expected_features)
             log.info("%s: largest difference from PyTorch %.1e", onnx_file(modality), difference)
-            if not difference <= MAX_DIFFERENCE:  # NaN, too
+            if math.isnan(difference) or difference > MAX_DIFFERENCE:
                 raise InputError(
                     f"{path} is not written: its features differ from PyTorch's by "
                     f"{difference:.1e}, and {MAX_DIFFERENCE:.0e} is allowed: install other "

@@ -33,7 +33,8 @@ def load_features(
     Raises:
         InputError: the file is missing, corrupt, or not such a file.
     """
-    arrays = read_arrays(path)
+    wanted = None if only is None else (*COLUMN_TYPES, "network", only)
+    arrays = read_arrays(path, wanted)
     network = parse_network(path, arrays.pop("network", None))
     check_trial(path, network.get("trial"), dataset)
     name = network.get("dataset")  # test.py writes it
@@ -42,8 +43,6 @@ def load_features(
     columns = {name: arrays.pop(name, None) for name in COLUMN_TYPES}
     images = build_split(path, columns, dataset)
     features = arrays  # all others
-    if only is not None:
-        features = {name: values for name, values in arrays.items() if name == only}
     if not features:
         raise malformed(path, f"it must hold features {only or ''}".rstrip())
     for name, values in features.items():

@@ -9,11 +9,12 @@ gallery is visible, unless --query-modality and --gallery-modality say otherwise
 
     ranking.csv     the --top gallery images of each query, by the cosine of their fc features
     search.html     the first --show queries with their nearest images; one file, for any browser
-    features.npz    the features of the gallery
+    features.npz    the features of the gallery, if that is a folder
 
---gallery takes that file in place of the folder, so that a gallery is embedded once, or a file of
-test.py --save-features. Paths in ranking.csv are below --query and below --gallery; those of a file
-of test.py are below its --data-path. To embed images in Python:
+--gallery takes features.npz in place of the folder, so that a gallery is embedded once: a second
+search with the same --out has to. It also takes a file of test.py --save-features. Paths in
+ranking.csv are below --query and below --gallery; those of a file of test.py are below its
+--data-path. To embed images in Python:
 
     from tools.search import Embedder
     embedder = Embedder("run_last.t")
@@ -48,7 +49,7 @@ from model import digest_of_weights, extract_features, image_size, load_network,
 from tools.features_files import list_paths, malformed, parse_network, read_arrays
 from utils import InputError
 
-MODALITIES = {"visible": "visible", "thermal": "infrared"}  # value of a flag: its word in messages
+MODALITIES = {"visible": "visible", "thermal": "infrared"}  # flag value -> word in messages
 THUMBNAIL_SIZE = (160, 72)  # height and width
 THUMBNAILS = 10  # gallery images of a query in search.html
 SIMILARITIES_AT_ONCE = 2**24
@@ -126,7 +127,7 @@ class Embedder:
             modality: "visible" or "thermal" (infrared).
 
         Returns:
-            (N, num_parts * low_dim) float32; the part of each stripe has the length 1.
+            (N, num_parts * low_dim) float32; the part of each stripe has L2 norm 1.
 
         Raises:
             InputError: an image cannot be read.
@@ -225,7 +226,7 @@ def embed_folder(
     return EmbeddedImages(names, os.path.abspath(folder), features)
 
 
-def save_features(path: str, images: EmbeddedImages, modality: str, embedder: Embedder) -> None:
+def save_gallery(path: str, images: EmbeddedImages, modality: str, embedder: Embedder) -> None:
     """Write the features of a gallery for later searches."""
     network = embedder.description()
     network |= {"checkpoint": embedder.checkpoint_path, "data_path": images.root}
@@ -239,7 +240,7 @@ def save_features(path: str, images: EmbeddedImages, modality: str, embedder: Em
         )
 
 
-def load_features(path: str, modality: str, embedder: Embedder) -> EmbeddedImages:
+def load_gallery(path: str, modality: str, embedder: Embedder) -> EmbeddedImages:
     """Read the images of one modality from a file of this tool or of test.py --save-features.
 
     Raises:
@@ -256,7 +257,9 @@ def load_features(path: str, modality: str, embedder: Embedder) -> EmbeddedImage
     features = arrays["fc"]
     dim = embedder.net.feature_dims["fc"]
     if not isinstance(root, str) or "\0" in root or not are_columns(paths, thermal, features, dim):
-        raise malformed(path, "its network, paths, thermal and fc are not as this tool writes them")
+        raise malformed(
+            path, "network, paths, thermal or fc is missing or of a wrong type or shape"
+        )
     wants_thermal = modality == "thermal"
     rows = np.flatnonzero(thermal == wants_thermal)
     if not len(rows):
@@ -316,8 +319,8 @@ def lengths_of(features: np.ndarray) -> np.ndarray:
 class Ranking:
     """The gallery images nearest to each query, the nearest first."""
 
-    indices: list[np.ndarray]  # of each query, into the gallery
-    similarities: list[np.ndarray]  # of each query: cosines
+    indices: list[np.ndarray]  # item q: the indices into the gallery of query q's nearest images
+    similarities: list[np.ndarray]  # item q: their cosines with query q
 
 
 def rank(query: EmbeddedImages, gallery: EmbeddedImages, top: int) -> Ranking:
@@ -340,7 +343,7 @@ def rank(query: EmbeddedImages, gallery: EmbeddedImages, top: int) -> Ranking:
         # Beyond 6 decimals copies of an image differ with the batch in which they were embedded.
         similarities = similarities.round(6)
         for q, row in enumerate(similarities, start):
-            itself = gallery_indices.get(existing_file(query.path(q)), [])
+            itself = gallery_indices.get(existing_file(query.path(q)), [])  # none if it is gone
             nearest = np.argsort(-row, kind="stable")
             if itself:
                 nearest = nearest[~np.isin(nearest, itself)]
@@ -394,10 +397,9 @@ def write_page(
     rows = []
     for q in tqdm(range(min(show, len(query.names))), "draw", disable=None, leave=False):
         figures = [figure_as_html(query.path(q), f"query {query.names[q]}")]
-        nearest = ranking.indices[q][:THUMBNAILS]
-        similarities = ranking.similarities[q][:THUMBNAILS]
-        for position, g in enumerate(nearest):
-            caption = f"{position + 1}: {similarities[position]:.3f} {gallery.names[g]}"
+        nearest = zip(ranking.indices[q], ranking.similarities[q], strict=True)
+        for position, (g, similarity) in enumerate(list(nearest)[:THUMBNAILS], start=1):
+            caption = f"{position}: {similarity:.3f} {gallery.names[g]}"
             figures.append(figure_as_html(gallery.path(g), caption))
         rows.append(f"<div class=row>{''.join(figures)}</div>")
     page = PAGE.substitute(text=html.escape(text), rows="\n".join(rows))
@@ -457,6 +459,7 @@ def main() -> None:
     utils.start_log(args)
     query_paths = list_folder(args.query, "--query")
     gallery_paths = list_gallery(args)
+    size = utils.size_of_flags(args)
     utils.make_writable_folder(args.out, "give another --out")
     if args.query_modality == args.gallery_modality:
         log.warning(
@@ -464,17 +467,16 @@ def main() -> None:
             MODALITIES[args.query_modality],
         )
 
-    size = utils.size_of_flags(args)
     embedder = Embedder(args.checkpoint, size, args.gpu, args.test_batch, args.workers)
-    # The gallery's images come last: that is the long part, and an error should come before.
+    # To embed a gallery takes longest: whatever can fail comes before it.
     if gallery_paths is None:
-        gallery = load_features(args.gallery, args.gallery_modality, embedder)
+        gallery = load_gallery(args.gallery, args.gallery_modality, embedder)
     query = embed_folder(args.query, query_paths, args.query_modality, embedder, args.strict)
     if gallery_paths is not None:
         gallery = embed_folder(
             args.gallery, gallery_paths, args.gallery_modality, embedder, args.strict
         )
-        save_features(features_file(args), gallery, args.gallery_modality, embedder)
+        save_gallery(features_file(args), gallery, args.gallery_modality, embedder)
 
     ranking = rank(query, gallery, args.top)
     text = (
@@ -484,7 +486,7 @@ def main() -> None:
     )
     ranking_file = os.path.join(args.out, "ranking.csv")
     page_file = os.path.join(args.out, "search.html")
-    with (  # Both replace those of a former search, or neither.
+    with (  # if writing one fails, neither replaces that of a former search
         utils.atomic_write(ranking_file) as partial_ranking,
         utils.atomic_write(page_file) as partial_page,
     ):
