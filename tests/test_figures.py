@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import re
 import tracemalloc
 import warnings
 
 import matplotlib
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from conftest import RUN, result
 from matplotlib import font_manager
@@ -143,9 +145,10 @@ def test_embedding_joins_the_two_centers_of_a_person():
     panels = {label: features_around_centers(5, 4, gap) for label, gap in gaps.items()}
     figure = figures.embedding(panels, persons=3, method="pca")
     for axis, gap in zip(figure.axes, gaps.values(), strict=True):
-        note = axis.get_title().split("same person ")[1]
-        assert float(note.split(",")[0]) == pytest.approx(gap, abs=0.05)
-        assert "net_last.t" in axis.get_xlabel()
+        distances = [float(text) for text in re.findall(r"\d+\.\d+", axis.get_title())]
+        own, other, ratio = distances
+        assert own == pytest.approx(gap, abs=0.05)
+        assert ratio == pytest.approx(own / other, abs=0.01)
         assert len(axis.lines) == 3
         marks = [collection.get_offsets() for collection in axis.collections]
         # For each person: images of four visible and of two infrared cameras, then the centers.
@@ -157,6 +160,7 @@ def test_embedding_joins_the_two_centers_of_a_person():
             np.testing.assert_allclose(thermal.mean(axis=0), thermal_center[0], atol=1e-6)
             ends = np.concatenate([visible_center, thermal_center])
             np.testing.assert_allclose(line.get_xydata(), ends)
+    assert "each plane has a scale of its own" in words_of(figure)
     first, second = figure.axes
     assert [text.get_text() for text in first.texts] == [text.get_text() for text in second.texts]
 
@@ -167,7 +171,7 @@ def test_few_or_many_persons_and_long_labels_can_be_drawn():
     assert words_of(figures.distances({"a": many, "b" * 300: many}))
     for method in ("tsne", "pca"):
         words = words_of(figures.embedding({"$a_{" * 80: many, "one": one}, method=method))
-        assert "centers of all 500 persons, distance: same person" in words
+        assert "centers of all 500 persons: own distance" in words
         assert "centers of a single person" in words
 
 
@@ -364,6 +368,114 @@ def test_too_large_a_figure_is_an_error():
         figures.new_figure(500, 6, (0.95, 1.9), "Test persons")
 
 
+# ---- side by side -------------------------------------------------------------------------------
+
+N_SEEDS = 7
+
+
+def paired_scores_file(folder) -> tuple[str, dict]:
+    """A file of paired scores, and what it holds."""
+    rng = np.random.default_rng(0)
+    scores = {}
+    for key in ("all-search single-shot fc", "all-search multi-shot pool5"):
+        scores[key] = {
+            "published": rng.uniform(70, 85, (N_SEEDS, 3)).tolist(),
+            "ours": rng.uniform(70, 85, (N_SEEDS, 3)).tolist(),
+        }
+    content = {
+        "what": "Two codes on a synthetic tree.",
+        "measures": ["rank1", "rank5", "mAP"],
+        "seeds": list(range(11, 11 + N_SEEDS)),
+        "scores": scores,
+    }
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(content))
+    return str(path), content
+
+
+@pytest.mark.parametrize(
+    ("protocol", "features"), [("all-search single-shot", "fc"), ("all-search multi-shot", "pool5")]
+)
+def test_side_by_side_shows_each_pair_and_the_interval_of_their_difference(
+    tmp_path, protocol, features
+):
+    path, content = paired_scores_file(tmp_path)
+    figure = figures.side_by_side(figures.read_paired_scores(path, protocol, features))
+    scores = content["scores"][f"{protocol} {features}"]
+    for column, pairs_axis, axis in zip((0, 2), figure.axes[::2], figure.axes[1::2], strict=True):
+        published = np.array(scores["published"])[:, column]
+        ours = np.array(scores["ours"])[:, column]
+        for line, values in zip(pairs_axis.lines, (published, ours), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), values)
+        ends = [segment[:, 1] for segment in pairs_axis.collections[0].get_segments()]
+        np.testing.assert_allclose(ends, np.stack([published, ours], axis=1))
+        assert f"{published.mean():.1f} ± {np.std(published, ddof=1):.1f}" in pairs_axis.get_title()
+
+        np.testing.assert_allclose(axis.lines[1].get_ydata(), ours - published)
+        interval = scipy.stats.ttest_rel(ours, published).confidence_interval(0.95)
+        ((mean_mark, _, (bar,)),) = axis.containers
+        ((low, high),) = [segment[:, 1] for segment in bar.get_segments()]
+        assert mean_mark.get_ydata() == pytest.approx(np.mean(ours) - np.mean(published))
+        assert (low, high) == pytest.approx((interval.low, interval.high))
+        words = f"[{interval.low:+.1f}, {interval.high:+.1f}]"
+        assert words.replace("-", "\N{MINUS SIGN}") in axis.get_title()
+    words = words_of(figure)
+    assert f"synthetic people, {N_SEEDS} seeds ({protocol}, {features} features)" in words
+    assert f"mean difference over {N_SEEDS} seeds, synthetic people" in words
+
+
+def test_side_by_side_calls_people_synthetic_only_if_the_file_does(tmp_path):
+    path, content = paired_scores_file(tmp_path)
+    content["what"] = "Two codes."
+    (tmp_path / "pairs.json").write_text(json.dumps(content))
+    assert "synthetic" not in words_of(figures.side_by_side(figures.read_paired_scores(path)))
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("what",), None),
+        (("measures",), {}),
+        (("measures",), ["rank1", ["mAP"], "rank5"]),
+        (("seeds",), [1]),
+        (("seeds",), list(range(N_SEEDS + 1))),
+        (("scores",), []),
+        (("scores", "all-search single-shot fc"), [1.0]),
+        (("scores", "all-search single-shot fc", "ours"), [[1.0, 2.0, 3.0]]),
+        (("scores", "all-search single-shot fc", "ours", 3), [1.0, 2.0]),
+        (("scores", "all-search single-shot fc", "ours", 3), 70.0),
+        (("scores", "all-search single-shot fc", "published", 3, 0), "70"),
+        (("scores", "all-search single-shot fc", "published", 3, 0), float("nan")),
+        (("scores", "all-search single-shot fc", "published", 3, 0), 10**400),
+    ],
+)
+def test_paired_scores_of_another_shape_are_an_error(tmp_path, names, value):
+    path, content = paired_scores_file(tmp_path)
+    parent = content
+    for name in names[:-1]:
+        parent = parent[name]
+    parent[names[-1]] = value
+    (tmp_path / "pairs.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"pairs\.json is not like docs/side_by_side\.json"):
+        figures.read_paired_scores(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 10**5])
+def test_what_is_no_file_of_paired_scores_is_an_error(error_of, tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    line = error_of("-m tools.visualize", "side-by-side", tmp_path / "x.json")
+    assert "x.json is not like docs/side_by_side.json" in line
+
+
+def test_missing_paired_scores_are_an_error_that_names_those_there_are(error_of, tmp_path):
+    path, _ = paired_scores_file(tmp_path)
+    line = error_of("-m tools.visualize", "side-by-side", path, "--features", "pool5")
+    assert "'all-search single-shot pool5'" in line
+    assert "of all-search single-shot fc, all-search multi-shot pool5" in line
+    missing = tmp_path / "missing.json"
+    assert "missing.json not found" in error_of("-m tools.visualize", "side-by-side", missing)
+
+
 # ---- files and fonts ----------------------------------------------------------------------------
 
 
@@ -459,6 +571,7 @@ def test_many_missing_characters_make_a_short_line(fonts, caplog):
 def test_every_command_writes_its_figure(sysu_run, output_of, tmp_path):
     results = tmp_path / "r.json"
     results.write_text(result())
+    pairs, _ = paired_scores_file(tmp_path)
     features = tmp_path / "f.npz"
     tree = sysu_run["data"]
     net = sysu_run["models"] / f"{RUN}_last.t"
@@ -472,6 +585,7 @@ def test_every_command_writes_its_figure(sysu_run, output_of, tmp_path):
         "ranked.png": [features, "--data-path", tree, "--rows", 1],
         "attention.png": [net, "--data_path", tree, "--persons", 1],
         "samples.png": ["--data_path", tree, "--persons", 3, "--per_camera", 2],
+        "side-by-side.png": [pairs],
     }
     for name, flags in commands.items():
         out = tmp_path / "figures" / name

@@ -1,10 +1,11 @@
 """Figures of data, of training and of what a network has learned.
 
-A section for each: curves, cmc, embedding, distances, ranked, attention and samples. The function
-of that name returns a matplotlib figure, which `save_figure` writes.
+A section for each: curves, cmc, embedding, distances, ranked, attention, samples and side by side.
+The function of that name returns a matplotlib figure, which `save_figure` writes.
 """
 
 import functools
+import json
 import logging
 import math
 import os
@@ -12,7 +13,7 @@ import textwrap
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -397,6 +398,8 @@ def embedding(
     """
     first = next(iter(panels.values()))
     title = f"{PROJECTIONS[method]} of {first.kind} features, some test persons ({first.data_name})"
+    if len(panels) > 1:
+        title += "; each plane has a scale of its own"
     figure, axes = new_figure(1, len(panels), (6, 5.6), title)
     chosen = choose_persons(common_persons(panels), persons, np.random.default_rng(seed))
     names = short_names(first.images, first.dataset)
@@ -410,7 +413,6 @@ def embedding(
             thermal = points[is_of_person & images.thermal]
             draw_person(axis, names[pid], COLOURS[i % len(COLOURS)], visible, thermal)
         axis.set_title(f"{wrap(label, 60)}\n{describe_centers(features)}", fontsize=12)
-        axis.set_xlabel(wrap(features.caption, 80), fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(True)
     add_embedding_legend(figure, columns=3 if len(panels) > 1 else 2)
@@ -489,14 +491,14 @@ def draw_person(
 
 
 def describe_centers(features: Features) -> str:
-    """Return how far visible centers are from infrared ones, in words."""
+    """Return how far visible centers are from infrared ones: of one person, and of two."""
     n_persons = len(persons_in_both(features.images))
     means = center_distances(features.values, features.images)
     if not means:
         return "centers of a single person: nothing to compare"
     return (
-        f"centers of all {n_persons} persons, distance: "
-        f"same person {means['own']:.2f}, others {means['other']:.2f}"
+        f"centers of all {n_persons} persons: own distance {means['own']:.2f},\n"
+        f"other distance {means['other']:.2f}, own / other {means['own'] / means['other']:.2f}"
     )
 
 
@@ -836,3 +838,147 @@ def samples(
         modality = "infrared" if thermal else "visible"
         axis.set_title(f"cam{camid}\n{modality}", fontsize=10.5, loc="left")
     return figure
+
+
+# ---- side by side -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Scores of two codes, each trained once with every seed, in percent."""
+
+    protocol: str
+    features: str  # their kind
+    people: str  # "synthetic people", or "people" where the file does not say so
+    published: dict[str, np.ndarray]  # by the names of `PAIRED_MEASURES`, (n_seeds,)
+    ours: dict[str, np.ndarray]  # in the same order of seeds
+
+    @property
+    def n_seeds(self) -> int:
+        return len(self.published["rank1"])
+
+
+PAIRED_MEASURES = {"rank1": "rank-1", "mAP": "mAP"}  # name in the file: name in the figure
+
+
+def not_paired_scores(path: str, reason: str) -> InputError:
+    """Return the error to raise for a file that is something else, or damaged."""
+    return InputError(f"{path} is not like docs/side_by_side.json, paired scores: {reason}")
+
+
+def get_paired(parent: object, name: str, kind: type, path: str) -> Any:
+    """Return ``parent[name]``, a ``kind``. InputError: there is no such entry."""
+    value = parent.get(name) if isinstance(parent, dict) else None
+    if not isinstance(value, kind):
+        raise not_paired_scores(path, f"{name!r} is missing or malformed")
+    return value
+
+
+def read_paired_scores(
+    path: str, protocol: str = "all-search single-shot", features: str = "fc"
+) -> PairedScores:
+    """Read the scores of two codes from a file like docs/side_by_side.json.
+
+    Raises:
+        InputError: there is no such file, it is another file, or it lacks these scores.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path} not found: give a file of paired scores")
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise not_paired_scores(path, str(error)) from error
+    description = get_paired(content, "what", str, path)
+    measures = get_paired(content, "measures", list, path)
+    seeds = get_paired(content, "seeds", list, path)
+    all_scores = get_paired(content, "scores", dict, path)
+    if len(seeds) < 2 or not set(PAIRED_MEASURES).issubset(map(str, measures)):
+        raise not_paired_scores(path, "two seeds, rank1 and mAP are needed")
+    key = f"{protocol} {features}"
+    if key not in all_scores:
+        keys = textwrap.shorten(", ".join(all_scores), 300, placeholder=" ...")
+        raise InputError(f"{path} has no {key!r}: choose --protocol and --features of {keys}")
+    shape = (len(seeds), len(measures))
+    scores = {}
+    for code in ("published", "ours"):
+        table = parse_percents(get_paired(all_scores[key], code, list, path), shape, path)
+        scores[code] = {name: table[:, measures.index(name)] for name in PAIRED_MEASURES}
+    people = "synthetic people" if "synthetic" in description else "people"
+    return PairedScores(protocol, features, people, **scores)
+
+
+def parse_percents(rows: list, shape: tuple[int, int], path: str) -> np.ndarray:
+    """Parse a table of this shape. InputError: it has another, or a value is no percentage."""
+    n_rows, n_columns = shape
+    is_table = all(isinstance(row, list) and len(row) == n_columns for row in rows)
+    if not is_table or len(rows) != n_rows:
+        raise not_paired_scores(path, f"the scores are not {n_rows} rows of {n_columns} numbers")
+    for row in rows:
+        for value in row:
+            if not isinstance(value, int | float) or not 0 <= value <= 100:
+                raise not_paired_scores(path, "a score is not a number from 0 to 100")
+    return np.array(rows, float)
+
+
+@STYLE
+def side_by_side(pairs: PairedScores) -> Figure:
+    """Draw rank-1 and mAP of two codes, seed by seed, and their mean paired difference."""
+    title = (
+        f"The two codes on {pairs.people}, {pairs.n_seeds} seeds "
+        f"({pairs.protocol}, {pairs.features} features)"
+    )
+    figure, axes = new_figure(1, 2 * len(PAIRED_MEASURES), (2.9, 4.6), title)
+    axes[0, 0].get_gridspec().set_width_ratios([5, 3] * len(PAIRED_MEASURES))
+    for i, (measure, name) in enumerate(PAIRED_MEASURES.items()):
+        published = pairs.published[measure]
+        ours = pairs.ours[measure]
+        draw_pairs(axes[0, 2 * i], name, published, ours)
+        draw_difference(axes[0, 2 * i + 1], ours - published)
+    caption = (
+        "Differences are this code minus the published one, in points. Bars: 95% t interval of "
+        f"the mean difference over {pairs.n_seeds} seeds, {pairs.people}."
+    )
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        title=wrap(caption, 100),
+    )
+    return figure
+
+
+def draw_pairs(axis: Axes, name: str, published: np.ndarray, ours: np.ndarray) -> None:
+    """Draw two dots for each seed, and the line that joins them."""
+    positions = np.arange(1, len(published) + 1)
+    axis.vlines(positions, published, ours, color="grey", linewidth=0.8, zorder=1)
+    codes = (("published code", published, "o"), ("this code", ours, "D"))
+    means = []
+    for colour, (label, scores, marker) in zip(COLOURS, codes, strict=False):
+        axis.plot(positions, scores, marker, color=colour, label=label, markersize=5)
+        means.append(f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f}")
+    axis.set_title(f"{name}, %\n{means[0]} and {means[1]}")
+    axis.set_xlabel(f"each of {len(positions)} seeds")
+    axis.set_xticks([])
+
+
+def draw_difference(axis: Axes, differences: np.ndarray) -> None:
+    """Draw the difference of each seed, and the mean with its interval."""
+    mean, half_width = mean_and_interval(differences)
+    axis.axhline(0, color="black", linestyle="-", linewidth=0.8)
+    axis.plot(np.zeros(len(differences)), differences, ".", color="grey", alpha=0.6)
+    axis.errorbar(1, mean, half_width, color=COLOURS[2], marker="s", capsize=6, linewidth=2)
+    interval = f"[{mean - half_width:+.1f}, {mean + half_width:+.1f}]"
+    title = f"difference\n{mean:+.1f} {interval}"
+    axis.set_title(title.replace("-", "\N{MINUS SIGN}"))
+    axis.set(xlim=(-0.6, 1.6), xticks=[0, 1])
+    axis.set_xticklabels(["seeds", "mean"])
+
+
+def mean_and_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Return the mean of (n,) differences, and half the width of its 95% t interval."""
+    from scipy import stats  # slow to import
+
+    quantile = stats.t.ppf(0.975, len(differences) - 1)
+    return float(differences.mean()), float(quantile * stats.sem(differences))

@@ -159,6 +159,19 @@ def draw_samples(args: argparse.Namespace) -> Figure:
     return figures.samples(dataset, args.data_path, args.persons, args.per_camera, args.seed)
 
 
+def add_side_by_side_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    help_text = "paired scores, like docs/side_by_side.json"
+    add("file", type=utils.file_path, metavar="PAIRS.json", help=help_text)
+    add("--protocol", default="all-search single-shot", help="protocol (%(default)s)")
+    add("--features", default="fc", help="kind of features (%(default)s)")
+
+
+def draw_side_by_side(args: argparse.Namespace) -> Figure:
+    pairs = figures.read_paired_scores(args.file, args.protocol, args.features)
+    return figures.side_by_side(pairs)
+
+
 @dataclass(frozen=True)
 class Command:
     description: str
@@ -201,6 +214,11 @@ COMMANDS = {
         "images of some test persons in each camera; grey where there is none",
         add_samples_flags,
         draw_samples,
+    ),
+    "side-by-side": Command(
+        "scores of the published code and of this one, seed by seed, and their mean difference",
+        add_side_by_side_flags,
+        draw_side_by_side,
     ),
 }
 
