@@ -137,6 +137,40 @@ def test_cmc_curves_are_means_over_trials_with_their_deviation(tmp_path):
     assert "synthetic, RegDB layout" in words
 
 
+# ---- centers: training --------------------------------------------------------------------------
+
+
+def epoch_of_centers(epoch: int, hc: float, own: float | None = None) -> dict[str, float]:
+    """A line of metrics.jsonl. The other distance of a tested epoch is 4."""
+    metrics = {"epoch": epoch, "HC": hc}
+    if own is not None:
+        metrics["fc_trial_own_center_distance"] = own
+        metrics["fc_trial_other_center_distance"] = 4.0
+    return metrics
+
+
+def test_centers_are_means_over_runs_with_their_deviation():
+    first = [epoch_of_centers(0, 5.0), epoch_of_centers(1, 3.0), epoch_of_centers(2, 2.0, own=1.0)]
+    second = [epoch_of_centers(0, 7.0), epoch_of_centers(1, 3.0), epoch_of_centers(2, 4.0, own=3.0)]
+    figure = figures.centers({"CE": [first, second], "one": [first]})
+    hc_axis, ratio_axis = figure.axes
+    mean, alone = hc_axis.lines
+    np.testing.assert_allclose(mean.get_xydata(), [[0, 6], [1, 3], [2, 3]])
+    np.testing.assert_allclose(alone.get_xydata(), [[0, 5], [1, 3], [2, 2]])
+    band = hc_axis.collections[0].get_paths()[0].vertices
+    at_zero = band[band[:, 0] == 0, 1]
+    assert (at_zero.min(), at_zero.max()) == pytest.approx((6 - 2**0.5, 6 + 2**0.5))
+    np.testing.assert_allclose(ratio_axis.lines[0].get_xydata(), [[2, 0.5]])
+    assert "CE (2 runs)" in words_of(figure)
+
+
+def test_centers_need_runs_with_tests(error_of, tmp_path):
+    with pytest.raises(InputError, match="CE"):
+        figures.centers({"CE": [[epoch_of_centers(0, 1.0)]]})
+    pattern = f"{tmp_path}/none*"
+    assert pattern in error_of("-m tools.visualize", "centers", f"a={pattern}")
+
+
 # ---- embedding and distances --------------------------------------------------------------------
 
 
@@ -579,6 +613,7 @@ def test_every_command_writes_its_figure(sysu_run, output_of, tmp_path):
     output_of("test.py", *flags, "--save-features", features)
     commands = {
         "curves.png": [sysu_run["logs"] / RUN],
+        "centers.png": [f"a={sysu_run['logs']}/{RUN}/*.jsonl"],
         "cmc.jpg": [f"a={results}"],
         "embedding.png": [features, f"again={features}", "--persons", 2, "--method", "pca"],
         "distances.png": [features],

@@ -1,7 +1,7 @@
 """Figures of data, of training and of what a network has learned.
 
-A section for each: curves, cmc, embedding, distances, ranked, attention, samples and side by side.
-The function of that name returns a matplotlib figure, which `save_figure` writes.
+A section for each: curves, centers, cmc, embedding, distances, ranked, attention, samples and side
+by side. The function of that name returns a matplotlib figure, which `save_figure` writes.
 """
 
 import functools
@@ -12,6 +12,7 @@ import os
 import textwrap
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -323,6 +324,80 @@ def is_loss_term(name: str) -> bool:
     others = ["epoch", "loss", *(panel.name for panel in METRIC_PANELS)]
     is_of_features = name.partition("_")[0] in FEATURE_KINDS
     return name not in others and not is_of_features
+
+
+# ---- centers: what the Hetero-Center loss is meant to move --------------------------------------
+
+
+@STYLE
+def centers(groups: dict[str, list[list[dict[str, float]]]]) -> Figure:
+    """Draw HC in training, and how near a person's two centers are beside those of two persons.
+
+    Lines are means over the runs of a group, bands their deviation.
+
+    Args:
+        groups: by label, some runs: the values of each epoch, see `results_files.read_metrics`.
+
+    Raises:
+        InputError: no run recorded these values.
+    """
+    names = [f"{label} ({len(runs)} runs)" for label, runs in groups.items()]
+    title = f"Centers: mean ± deviation of {', '.join(names)}"
+    figure, axes = new_figure(1, 2, (5, 4), title)
+    hc_axis, ratio_axis = axes.flat
+    for label, runs in groups.items():
+        draw_band(hc_axis, label, values_by_epoch(runs, hc_of_epoch))
+        draw_band(ratio_axis, label, values_by_epoch(runs, center_ratio))
+    hc_axis.set(title="HC of training images, per stripe", ylim=(0, None))
+    ratio_axis.set(title="own / other distance of test persons (fc)", ylim=(0, None))
+    add_legend(figure, axes)
+    return figure
+
+
+def hc_of_epoch(metrics: dict[str, float]) -> float | None:
+    """Return the Hetero-Center loss of an epoch, before its weight; None if it is not recorded."""
+    return metrics.get("HC")
+
+
+def center_ratio(metrics: dict[str, float]) -> float | None:
+    """Return own / other center distance of an epoch; None if the epoch was not tested."""
+    own_distance = metrics.get("fc_trial_own_center_distance")
+    other_distance = metrics.get("fc_trial_other_center_distance")
+    if own_distance is None or not other_distance:
+        return None
+    return own_distance / other_distance
+
+
+def values_by_epoch(
+    runs: list[list[dict[str, float]]], value_of: Callable[[dict[str, float]], float | None]
+) -> dict[int, list[float]]:
+    """Return {epoch: the value of each run}, of the epochs in which it is recorded."""
+    values = {}
+    for epochs in runs:
+        for metrics in epochs:
+            value = value_of(metrics)
+            if value is not None:
+                values.setdefault(metrics["epoch"], []).append(value)
+    return values
+
+
+def draw_band(axis: Axes, label: str, values: dict[int, list[float]]) -> None:
+    """Draw the mean of the values of each epoch, and their deviation where there are several."""
+    if not values:
+        raise InputError(f"{label}: its runs recorded no HC, or no test of centers")
+    epochs = sorted(values)
+    means = np.array([np.mean(values[epoch]) for epoch in epochs])
+    deviations = np.zeros(len(epochs))
+    for i, epoch in enumerate(epochs):
+        if len(values[epoch]) > 1:
+            deviations[i] = np.std(values[epoch], ddof=1)
+    (line,) = axis.plot(epochs, means, label=label, marker=".")
+    colour = line.get_color()
+    axis.fill_between(
+        epochs, means - deviations, means + deviations, color=colour, alpha=0.2, linewidth=0
+    )
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
 # ---- cmc ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Where several files may be given, each may have a label in front: "with HC=FILE"
 """
 
 import argparse
+import glob
 import os
 import sys
 from collections.abc import Callable
@@ -77,6 +78,23 @@ def add_curves_flags(parser: argparse.ArgumentParser) -> None:
 def draw_curves(args: argparse.Namespace) -> Figure:
     runs = {label: read_metrics(path) for label, path in label_files(args.files).items()}
     return figures.curves(runs)
+
+
+def add_centers_flags(parser: argparse.ArgumentParser) -> None:
+    help_text = (
+        "runs that differ in their seed: a folder with metrics.jsonl, or a pattern like 'a/*'"
+    )
+    parser.add_argument("files", nargs="+", metavar="LABEL=PATTERN", help=help_text)
+
+
+def draw_centers(args: argparse.Namespace) -> Figure:
+    groups = {}
+    for label, pattern in label_files(args.files).items():
+        paths = sorted(glob.glob(pattern))
+        if not paths:
+            raise utils.InputError(f"{label}: there is no run {pattern}")
+        groups[label] = [read_metrics(path) for path in paths]
+    return figures.centers(groups)
 
 
 def add_cmc_flags(parser: argparse.ArgumentParser) -> None:
@@ -184,6 +202,11 @@ COMMANDS = {
         "terms of the loss, accuracy, learning rate, rank-1 and mAP over the epochs",
         add_curves_flags,
         draw_curves,
+    ),
+    "centers": Command(
+        "HC in training and the distances of test persons' centers, means over some runs",
+        add_centers_flags,
+        draw_centers,
     ),
     "cmc": Command(
         "CMC curves of each protocol: means over the trials, and their deviation as a band",
