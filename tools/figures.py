@@ -1011,8 +1011,8 @@ def side_by_side(pairs: PairedScores) -> Figure:
         draw_pairs(axes[0, 2 * i], name, published, ours)
         draw_difference(axes[0, 2 * i + 1], ours - published)
     caption = (
-        "Differences are this code minus the published one, in points. Bars: 95% t interval of "
-        f"the mean difference over {pairs.n_seeds} seeds, {pairs.people}."
+        "A line joins the two codes of one seed. Differences are this code minus the original, in "
+        "points; bars are the 95% t interval of their mean."
     )
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
@@ -1028,7 +1028,7 @@ def draw_pairs(axis: Axes, name: str, published: np.ndarray, ours: np.ndarray) -
     """Draw two dots for each seed, and the line that joins them."""
     positions = np.arange(1, len(published) + 1)
     axis.vlines(positions, published, ours, color="grey", linewidth=0.8, zorder=1)
-    codes = (("published code", published, "o"), ("this code", ours, "D"))
+    codes = (("original code", published, "o"), ("this code", ours, "D"))
     means = []
     for colour, (label, scores, marker) in zip(COLOURS, codes, strict=False):
         axis.plot(positions, scores, marker, color=colour, label=label, markersize=5)
