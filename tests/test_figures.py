@@ -455,7 +455,6 @@ def test_side_by_side_shows_each_pair_and_the_interval_of_their_difference(
         assert words.replace("-", "\N{MINUS SIGN}") in axis.get_title()
     words = words_of(figure)
     assert f"synthetic people, {N_SEEDS} seeds ({protocol}, {features} features)" in words
-    assert f"mean difference over {N_SEEDS} seeds, synthetic people" in words
 
 
 def test_side_by_side_calls_people_synthetic_only_if_the_file_does(tmp_path):
