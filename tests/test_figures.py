@@ -274,6 +274,11 @@ def test_ranked_lists_frame_matches_and_leave_out_junk(sysu_tree):
     words = words_of(figure)
     assert "all-search multi-shot, trial 0 (synthetic, SYSU-MM01 layout)" in words
 
+    figure = figures.ranked(features, trial, str(sysu_tree), rows=1, kinds=("worst",))
+    assert len(figure.axes) == 11
+    kind, precision = check_row_of_ranked(figure.axes, features, trial)
+    assert (kind, precision) == ("worst", min(precisions["worst"]))
+
 
 def check_row_of_ranked(row, features, trial) -> tuple[str, float]:
     """Compare a query and its images with `eval_sysu`; returns its kind and average precision."""

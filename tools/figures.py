@@ -61,6 +61,7 @@ STYLE = matplotlib.rc_context(  # a decorator: a function draws in this style
     }
 )
 IMAGE_SIZE = (160, 72)  # height and width at which persons are shown
+KINDS_OF_QUERIES = ("best", "random", "worst")
 LONGEST_NAME = 12  # of a person, in characters
 N_RANKED = 10  # gallery images that are shown for a query
 # Fonts that have a box or a blank for every character.
@@ -666,7 +667,14 @@ def draw_histogram(
 
 
 @STYLE
-def ranked(features: Features, trial: EvalTrial, root: str, rows: int = 2, seed: int = 0) -> Figure:
+def ranked(
+    features: Features,
+    trial: EvalTrial,
+    root: str,
+    rows: int = 2,
+    seed: int = 0,
+    kinds: tuple[str, ...] = KINDS_OF_QUERIES,
+) -> Figure:
     """Draw queries and their ten nearest gallery images: the best, some at random, the worst.
 
     The best and the worst have the highest and the lowest average precision, one query per person.
@@ -675,14 +683,15 @@ def ranked(features: Features, trial: EvalTrial, root: str, rows: int = 2, seed:
         features: of all test images.
         trial: which of them are queries, and which are the gallery.
         root: folder of the dataset.
-        rows: how many of the best, of random and of the worst queries to show.
+        rows: how many queries of each kind to show.
         seed: of the random queries.
+        kinds: which of `KINDS_OF_QUERIES`.
 
     Raises:
         InputError: no query has a match in the gallery.
     """
     ranking = rank_trial(features, trial)
-    queries = choose_queries(ranking, rows, seed)
+    queries = choose_queries(ranking, rows, seed, kinds)
     title = f"{trial.protocol}, trial {trial.number} ({name_of_tree(features.dataset, root)})"
     figure, axes = new_figure(len(queries), 1 + N_RANKED, (1.15, 2.5), title)
     figure.supxlabel(wrap(features.caption), fontsize=9)
@@ -722,15 +731,18 @@ def rank_trial(features: Features, trial: EvalTrial) -> Ranking:
     return Ranking(query, gallery, names, distmat, junk_mask, scores)
 
 
-def choose_queries(ranking: Ranking, rows: int, seed: int) -> list[tuple[str, int]]:
-    """Return ("best", "random" or "worst", index of a query), up to ``rows`` of each kind."""
+def choose_queries(
+    ranking: Ranking, rows: int, seed: int, kinds: tuple[str, ...]
+) -> list[tuple[str, int]]:
+    """Return (kind, index of a query), up to ``rows`` of each of the ``kinds``."""
     best_first = np.argsort(-ranking.scores.average_precision, kind="stable")
     best = first_of_each_person(best_first, ranking.query.pids)
     worst = first_of_each_person(best_first[::-1], ranking.query.pids)
     shuffled = np.random.default_rng(seed).permutation(len(ranking.query))
+    queries_of_kinds = {"best": best, "random": shuffled, "worst": worst}
     chosen = []
-    for kind, queries in (("best", best), ("random", shuffled), ("worst", worst)):
-        chosen.extend((kind, int(q)) for q in queries[:rows])
+    for kind in kinds:
+        chosen.extend((kind, int(q)) for q in queries_of_kinds[kind][:rows])
     return chosen
 
 

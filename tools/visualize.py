@@ -139,13 +139,15 @@ def add_ranked_flags(parser: argparse.ArgumentParser) -> None:
     utils.add_data_path_flag(parser, DATASETS)
     utils.add_protocol_flags(parser, DATASETS)
     add("--rows", type=utils.positive_int, default=2, help="queries of each kind (%(default)s)")
+    kinds = figures.KINDS_OF_QUERIES
+    add("--kinds", nargs="+", choices=kinds, default=kinds, help="kinds of queries (all)")
     add("--seed", type=utils.seed_number, default=0, help="random seed (%(default)s)")
 
 
 def draw_ranked(args: argparse.Namespace) -> Figure:
     features = read_features(args.file, DATASETS[args.dataset], args.features)
     trial = features.first_trial(vars(args))
-    return figures.ranked(features, trial, args.data_path, args.rows, args.seed)
+    return figures.ranked(features, trial, args.data_path, args.rows, args.seed, args.kinds)
 
 
 def add_attention_flags(parser: argparse.ArgumentParser) -> None:
