@@ -246,7 +246,7 @@ def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
         "--workers",
         type=non_negative_int,
         default=default_workers(),
-        help="processes that read image files; 0 reads in the script (%(default)s)",
+        help="data-loading workers: processes that read image files; 0: none (%(default)s)",
     )
 
 
