@@ -289,7 +289,8 @@ def test_ties_are_in_the_order_of_the_gallery():
 
 
 # The last batch has one image, and features that differ in the last bit, or not, by the processor.
-def test_copies_are_ranked_in_the_order_of_the_gallery(search, out, tmp_path):
+def test_copies_are_equal_and_in_the_order_of_the_gallery(search, out, tmp_path):
+    """To the last decimal, which may differ with the batch in which a copy was embedded."""
     gallery = make_images(tmp_path / "gallery", 3)
     for name in ("b/1.png", "a/2.png", "a/1.png", "zz.png"):
         (gallery / name).parent.mkdir(exist_ok=True)
@@ -298,8 +299,10 @@ def test_copies_are_ranked_in_the_order_of_the_gallery(search, out, tmp_path):
     copies = ["001.png", "a/1.png", "a/2.png", "b/1.png", "zz.png"]
     for nearest in ranking_in(out).values():
         assert len(nearest) == 7
-        assert [name for name, _ in nearest if name in copies] == copies
-        assert len({similarity for name, similarity in nearest if name in copies}) == 1
+        of_copies = [(-similarity, name) for name, similarity in nearest if name in copies]
+        assert of_copies == sorted(of_copies)
+        assert len(of_copies) == len(copies)
+        assert of_copies[-1][0] - of_copies[0][0] < ROUNDING
 
 
 def test_a_large_gallery_is_ranked_in_blocks(monkeypatch, tmp_path):

@@ -340,7 +340,7 @@ def rank(query: EmbeddedImages, gallery: EmbeddedImages, top: int) -> Ranking:
         similarities = query.features[rows] @ gallery.features.T
         similarities /= query_lengths[rows, None]
         similarities /= gallery_lengths
-        # Beyond 6 decimals copies of an image differ with the batch in which they were embedded.
+        # Beyond that, copies of an image differ with the batch in which they were embedded.
         similarities = similarities.round(6)
         for q, row in enumerate(similarities, start):
             itself = gallery_indices.get(existing_file(query.path(q)), [])  # none if it is gone
