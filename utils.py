@@ -250,8 +250,10 @@ def add_image_flags(parser: argparse.ArgumentParser, datasets: dict) -> None:
     )
 
 
-def add_image_size_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the size of images for a checkpoint that does not record it; see `size_of_flags`."""
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a checkpoint, and the size of images if it does not record it; see `size_of_flags`."""
+    checkpoint_help = "file of train.py, or a published one"
+    parser.add_argument("checkpoint", type=file_path, metavar="CHECKPOINT", help=checkpoint_help)
     for name, side, default in (("--img-h", "height", 288), ("--img-w", "width", 144)):
         help_text = f"image {side}, if the checkpoint does not record it ({default})"
         parser.add_argument(name, type=positive_int, help=help_text)

@@ -545,6 +545,7 @@ def measure_in_processes(
 
     Memory and compiled code of the rows before do not count.
     """
+    utils.select_device(options.gpu)  # an error of a new process would show its traceback
     with tempfile.TemporaryDirectory() as folder:
         result_file = os.path.join(folder, "results.json")
         torch.multiprocessing.spawn(
@@ -714,7 +715,6 @@ def main() -> None:
         raise utils.InputError(
             f"--batch-size {options.batch_size} is not a multiple of --per-img {options.per_img}"
         )
-    utils.select_device(options.gpu)  # an error of a new process would show its traceback
     n_gpus = torch.cuda.device_count()
     if has_gpu and args.command == "scale" and args.processes > n_gpus:
         raise utils.InputError(f"--processes {args.processes}: this machine has {n_gpus} GPUs")

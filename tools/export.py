@@ -75,11 +75,9 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
-    add = parser.add_argument
-    checkpoint_help = "file of train.py, or a published one"
-    add("checkpoint", type=utils.file_path, metavar="CHECKPOINT", help=checkpoint_help)
-    add("--out", type=utils.file_path, required=True, metavar="DIR", help="folder to write to")
-    utils.add_image_size_flags(parser)
+    utils.add_checkpoint_flags(parser)
+    out_help = "folder to write to"
+    parser.add_argument("--out", type=utils.file_path, required=True, metavar="DIR", help=out_help)
     return parser
 
 

@@ -12,9 +12,9 @@ import os
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
@@ -35,7 +35,13 @@ from data_loader import read_image, to_input
 from data_manager import Dataset, EvalTrial, Split
 from eval_metrics import Distances, QueryScores, center_distances, rank_queries
 from model import FEATURE_KINDS, EmbedNet, load_network, stripe_window
-from tools.results_files import Features, ProtocolScores, SavedResults, name_of_tree
+from tools.results_files import (
+    Features,
+    ProtocolScores,
+    SavedResults,
+    get_entry,
+    name_of_tree,
+)
 from utils import InputError
 
 # Okabe and Ito's colours, which colour-blind people can tell apart. Their yellow is left out: it is
@@ -139,6 +145,23 @@ def choose_persons(pids: np.ndarray, n_persons: int, rng: np.random.Generator) -
         raise InputError("no person has the images to draw: both modalities are needed")
     n_chosen = min(n_persons, len(pids))
     return np.sort(rng.choice(pids, n_chosen, replace=False))
+
+
+def draw_band(
+    axis: Axes, label: str, x: Sequence[int], means: np.ndarray, deviations: np.ndarray, **style
+) -> None:
+    """Draw a line of means, and their deviations as a band."""
+    (line,) = axis.plot(x, means, label=label, marker=".", **style)
+    colour = line.get_color()
+    axis.fill_between(
+        x, means - deviations, means + deviations, color=colour, alpha=0.2, linewidth=0
+    )
+
+
+def label_epochs(axis: Axes) -> None:
+    """Label the x axis with whole epochs."""
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
 def show_image(
@@ -295,8 +318,8 @@ def curves(runs: dict[str, list[dict[str, float]]], data_name: str = "") -> Figu
             numbers = [epoch["epoch"] for epoch in recorded]
             values = [panel.scale * epoch[panel.name] for epoch in recorded]
             axis.plot(numbers, values, label=label, marker=".")
-        axis.set(title=panel.title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axis.set(title=panel.title)
+        label_epochs(axis)
         axis.tick_params(labelbottom=True)
         if panel.name == "lr":
             axis.set_yscale("log")
@@ -347,8 +370,8 @@ def centers(groups: dict[str, list[list[dict[str, float]]]]) -> Figure:
     figure, axes = new_figure(1, 2, (5, 4), title)
     hc_axis, ratio_axis = axes.flat
     for label, runs in groups.items():
-        draw_band(hc_axis, label, values_by_epoch(runs, hc_of_epoch))
-        draw_band(ratio_axis, label, values_by_epoch(runs, center_ratio))
+        draw_epochs(hc_axis, label, values_by_epoch(runs, hc_of_epoch))
+        draw_epochs(ratio_axis, label, values_by_epoch(runs, center_ratio))
     hc_axis.set(title="HC of training images, per stripe", ylim=(0, None))
     ratio_axis.set(title="own / other distance of test persons (fc)", ylim=(0, None))
     add_legend(figure, axes)
@@ -382,7 +405,7 @@ def values_by_epoch(
     return values
 
 
-def draw_band(axis: Axes, label: str, values: dict[int, list[float]]) -> None:
+def draw_epochs(axis: Axes, label: str, values: dict[int, list[float]]) -> None:
     """Draw the mean of the values of each epoch, and their deviation where there are several."""
     if not values:
         raise InputError(f"{label}: its runs recorded no HC, or no test of centers")
@@ -392,13 +415,8 @@ def draw_band(axis: Axes, label: str, values: dict[int, list[float]]) -> None:
     for i, epoch in enumerate(epochs):
         if len(values[epoch]) > 1:
             deviations[i] = np.std(values[epoch], ddof=1)
-    (line,) = axis.plot(epochs, means, label=label, marker=".")
-    colour = line.get_color()
-    axis.fill_between(
-        epochs, means - deviations, means + deviations, color=colour, alpha=0.2, linewidth=0
-    )
-    axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    draw_band(axis, label, epochs, means, deviations)
+    label_epochs(axis)
 
 
 # ---- cmc ----------------------------------------------------------------------------------------
@@ -447,8 +465,7 @@ def draw_cmc(axis: Axes, label: str, scores: ProtocolScores) -> None:
     style = {}  # the next one of matplotlib's cycle
     if label == "chance":
         style = {"color": "grey", "linestyle": ":"}
-    (line,) = axis.plot(ranks, mean, label=label, marker=".", **style)
-    axis.fill_between(ranks, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+    draw_band(axis, label, ranks, mean, std, **style)
 
 
 # ---- embedding ----------------------------------------------------------------------------------
@@ -953,14 +970,6 @@ def not_paired_scores(path: str, reason: str) -> InputError:
     return InputError(f"{path} is not like docs/side_by_side.json, paired scores: {reason}")
 
 
-def get_paired(parent: object, name: str, kind: type, path: str) -> Any:
-    """Return ``parent[name]``, a ``kind``. InputError: there is no such entry."""
-    value = parent.get(name) if isinstance(parent, dict) else None
-    if not isinstance(value, kind):
-        raise not_paired_scores(path, f"{name!r} is missing or malformed")
-    return value
-
-
 def read_paired_scores(
     path: str, protocol: str = "all-search single-shot", features: str = "fc"
 ) -> PairedScores:
@@ -976,10 +985,11 @@ def read_paired_scores(
             content = json.load(file)
         except (ValueError, RecursionError) as error:
             raise not_paired_scores(path, str(error)) from error
-    description = get_paired(content, "what", str, path)
-    measures = get_paired(content, "measures", list, path)
-    seeds = get_paired(content, "seeds", list, path)
-    all_scores = get_paired(content, "scores", dict, path)
+    get = functools.partial(get_entry, path=path, error_of=not_paired_scores)
+    description = get(content, "what", str)
+    measures = get(content, "measures", list)
+    seeds = get(content, "seeds", list)
+    all_scores = get(content, "scores", dict)
     if len(seeds) < 2 or not set(PAIRED_MEASURES).issubset(map(str, measures)):
         raise not_paired_scores(path, "two seeds, rank1 and mAP are needed")
     key = f"{protocol} {features}"
@@ -989,7 +999,7 @@ def read_paired_scores(
     shape = (len(seeds), len(measures))
     scores = {}
     for code in ("published", "ours"):
-        table = parse_percents(get_paired(all_scores[key], code, list, path), shape, path)
+        table = parse_percents(get(all_scores[key], code, list), shape, path)
         scores[code] = {name: table[:, measures.index(name)] for name in PAIRED_MEASURES}
     people = "synthetic people" if "synthetic" in description else "people"
     return PairedScores(protocol, features, people, **scores)

@@ -7,6 +7,7 @@ test.py --save-features. All of them may be untrusted or damaged: what they hold
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,12 +187,17 @@ def read_json(path: str) -> object:
 
 
 def get_entry(
-    parent: object, name: str, kind: type, path: str, default: object | None = None
+    parent: object,
+    name: str,
+    kind: type,
+    path: str,
+    default: object | None = None,
+    error_of: Callable[[str, str], InputError] = not_results,
 ) -> Any:
-    """Return ``parent[name]``, a ``kind``. InputError: there is no such entry."""
+    """Return ``parent[name]``, a ``kind``. There is no such entry: ``error_of(path, reason)``."""
     value = parent.get(name, default) if isinstance(parent, dict) else None
     if not isinstance(value, kind):
-        raise not_results(path, f"{name!r} is missing or malformed")
+        raise error_of(path, f"{name!r} is missing or malformed")
     return value
 
 

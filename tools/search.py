@@ -116,7 +116,6 @@ class Embedder:
         self.workers = workers
         self.device = utils.select_device(gpu)
         self.net = load_network(checkpoint, self.checkpoint_path)
-        self.digest = digest_of_weights(self.net)
         self.net = to_device(self.net, self.device)
 
     def __call__(self, paths: Iterable[str | Path], modality: str) -> np.ndarray:
@@ -178,7 +177,7 @@ class Embedder:
     def description(self) -> dict:
         """Return what decides the features of an image: the weights, and the size of images."""
         height, width = self.size
-        return {"weights": self.digest, "img_h": height, "img_w": width}
+        return {"weights": digest_of_weights(self.net), "img_h": height, "img_w": width}
 
 
 # ---- images and their features ------------------------------------------------------------------
@@ -427,9 +426,8 @@ def figure_as_html(path: str, caption: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = utils.new_parser(__doc__)
+    utils.add_checkpoint_flags(parser)
     add = parser.add_argument
-    checkpoint_help = "file of train.py, or a published one"
-    add("checkpoint", type=utils.file_path, metavar="CHECKPOINT", help=checkpoint_help)
     add("--query", type=utils.file_path, required=True, metavar="DIR", help="folder of queries")
     gallery_help = "folder of the gallery, or features of its images, .npz"
     add("--gallery", type=utils.file_path, required=True, metavar="DIR|NPZ", help=gallery_help)
@@ -443,7 +441,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--show", type=utils.non_negative_int, default=100, help=show_help)
     strict_help = "stop at an image that cannot be read, instead of leaving it out"
     add("--strict", action="store_true", help=strict_help)
-    utils.add_image_size_flags(parser)
     add("--test-batch", type=utils.positive_int, default=64, help="images a batch (%(default)s)")
     add("--gpu", type=utils.non_negative_int, default=0, help="number of the GPU (%(default)s)")
     workers = utils.default_workers()

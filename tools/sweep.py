@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,7 +42,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 import utils
 from eval_metrics import MEASURES
-from tools.figures import STYLE, add_legend, new_figure, save_figure, writable
+from tools.figures import (
+    STYLE,
+    add_legend,
+    mean_and_interval,
+    new_figure,
+    save_figure,
+    writable,
+)
 from tools.results_files import format_percent, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -269,9 +275,7 @@ def format_difference(cell: dict[str, Row], first: dict[str, Row], measure: str)
             differences.append(row.percent[measure] - first[replicate].percent[measure])
     if len(differences) < 2:
         return ""
-    mean = np.mean(differences)
-    quantile = scipy.stats.t.ppf(0.975, len(differences) - 1)
-    half_width = quantile * scipy.stats.sem(differences)
+    mean, half_width = mean_and_interval(np.array(differences))
     return f"{mean:+.2f} [{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
 
 
